@@ -39,22 +39,50 @@ def refuse_unservable(model: PreTrainedModel, name: str) -> None:
 
 def _probe(model: PreTrainedModel, name: str, head: nn.Module) -> None:
     body = model.get_decoder()
-    ids_BT = torch.arange(1, 7, device=head.weight.device)[None] % head.weight.shape[0]
-    plain = body(input_ids=ids_BT, use_cache=False)
-    feature_BTD = getattr(plain, "last_hidden_state", None)
-    if feature_BTD is None or feature_BTD.shape[-1] != head.weight.shape[1]:
+    if not isinstance(body, PreTrainedModel):
         raise ValueError(
-            f"target {name!r} ({type(model).__name__}) gives no final hidden state of its output "
-            f"layer's width {head.weight.shape[1]}"
+            f"target {name!r} ({type(model).__name__}) gives no access to the model under its "
+            f"output layer: get_decoder() is {type(body).__name__}"
         )
-    logit_BTV = model(input_ids=ids_BT, use_cache=False).logits
-    if not _close(head(feature_BTD), logit_BTV):
+    ids_BT = torch.arange(1, 7, device=head.weight.device)[None] % head.weight.shape[0]
+    feature_BTD = getattr(body(input_ids=ids_BT, use_cache=False), "last_hidden_state", None)
+    head_input, head_output, logit_BTV = _head_call(model, name, head, ids_BT)
+    if (
+        feature_BTD is None
+        or head_input.shape != feature_BTD.shape
+        or not _close(feature_BTD, head_input)
+    ):
+        raise ValueError(
+            f"target {name!r} ({type(model).__name__}) does not hand its final hidden state to its "
+            "output layer as it is; such targets are not supported"
+        )
+    # Exact, in the same forward: soft-capping changes small logits by less than any tolerance.
+    if not torch.equal(head_output.to(logit_BTV.dtype), logit_BTV):
         raise ValueError(
             f"target {name!r} ({type(model).__name__}) changes its logits after the output layer "
             "(scaling or soft-capping), so its final hidden state alone does not give them; "
             "such targets are not supported"
         )
     _probe_tree(model, name, body, ids_BT, feature_BTD)
+
+
+def _head_call(
+    model: PreTrainedModel, name: str, head: nn.Module, ids_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the output layer reads and writes in one forward, and the logits of that forward."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = head.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    try:
+        logit_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise ValueError(
+            f"target {name!r} ({type(model).__name__}) calls its output layer {len(seen)} times a "
+            "forward, expected once; such targets are not supported"
+        )
+    head_input, head_output = seen[0]
+    return head_input, head_output, logit_BTV
 
 
 def _probe_tree(

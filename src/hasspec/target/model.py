@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from hasspec.target.cache import SequenceCache
 from hasspec.target.checks import refuse_unservable
+from hasspec.target.loading import load_causal_lm, load_tokenizer
 from hasspec.target.masks import attention_mask_for, causal_mask
 
 EMBEDDED_ALIAS = "smollm2-135m"
@@ -82,21 +78,8 @@ class Target:
 
             source = str(embedded_model_path())
         torch_dtype = parse_dtype(dtype)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch_dtype, attn_implementation="sdpa"
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"cannot load {name!r} as a causal language model: {error}\n"
-                "Give a hub id that is in reach, a local folder written by save_pretrained, "
-                f"or the alias {EMBEDDED_ALIAS!r}."
-            ) from error
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError):
-            tokenizer = None
-        return cls.from_model(model.to(device), tokenizer, name=str(name))
+        model = load_causal_lm(source, str(name), torch_dtype, device)
+        return cls.from_model(model, load_tokenizer(source, str(name)), name=str(name))
 
     @classmethod
     def from_model(
