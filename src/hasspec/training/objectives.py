@@ -1,0 +1,125 @@
+"""Harmonized objective distillation (arXiv 2408.15766, section 3.1), fused with the output layer.
+
+    L_ce   = -sum_v q(v) log p(v)              over the vocabulary
+    L_topK = -sum_{v in top-K of q} q(v) log p(v)
+
+with p the softmax over the whole vocabulary; nothing is renormalised on the top K. Both are one
+weighted cross-entropy with weights ``c = a q + w q_topK``: its gradient is ``(sum c) p - c``, so
+a chunk of rows needs its logits once and ``rows x V`` is never held for the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK_ROWS = 128
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """The (possibly reduced) output layer that both distributions are taken over.
+
+    ``weight_ND`` and ``bias_N`` hold the target's rows of N tokens. Where tokens outside the
+    frequent ones are represented by a random sample, ``bias_N`` carries the log of how many
+    tokens each sampled one stands for (sampled softmax), for draft and target alike.
+    """
+
+    weight_ND: Tensor
+    bias_N: Tensor | None = None
+
+    def logits(self, feature_MD: Tensor) -> Tensor:
+        return functional.linear(feature_MD, self.weight_ND, self.bias_N)
+
+
+@dataclass(frozen=True)
+class DistillationWeights:
+    """Weights of the two distillation terms: ``ce`` (a), ``top_k`` (w), and K."""
+
+    ce: float = 0.1
+    top_k: float = 1.0
+    k: int = 10
+
+
+def feature_loss(drafted_MD: Tensor, feature_MD: Tensor, weight_M: Tensor) -> Tensor:
+    """Sum over rows of ``weight * mean_d SmoothL1(g, f)`` (beta = 1)."""
+    per_row = functional.smooth_l1_loss(drafted_MD, feature_MD, reduction="none").mean(-1)
+    return (per_row * weight_M).sum()
+
+
+class Distillation(torch.autograd.Function):
+    """Weighted cross-entropy of n drafted features against one teacher.
+
+    ``apply(drafted_nMD, feature_MD, valid_nM, layer, weights)`` returns the summed loss of each
+    step, ``[n]``, and, not differentiable, ``[n, 3]`` sums: plain CE, top-K CE and rows whose
+    most likely token is the teacher's.
+    """
+
+    @staticmethod
+    def forward(ctx, drafted_nMD, feature_MD, valid_nM, layer, weights):  # noqa: ANN001, ANN205
+        n_steps, n_rows, _ = drafted_nMD.shape
+        grad_nMD = torch.zeros_like(drafted_nMD)
+        wide = torch.float64 if drafted_nMD.dtype == torch.float64 else torch.float32
+        loss_n = drafted_nMD.new_zeros(n_steps, dtype=wide)
+        sums_n3 = drafted_nMD.new_zeros(n_steps, 3, dtype=wide)
+        for start in range(0, n_rows, CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            teacher = _teacher(layer.logits(feature_MD[rows]).to(wide), weights)
+            for step in range(n_steps):
+                logits_CN = layer.logits(drafted_nMD[step, rows]).to(wide)
+                valid_C = valid_nM[step, rows].to(wide)
+                loss_C, ce_C, top_C, hit_C, grad_CN = _student(logits_CN, teacher, weights)
+                loss_n[step] += (loss_C * valid_C).sum()
+                sums_n3[step] += torch.stack([ce_C, top_C, hit_C], -1).T @ valid_C
+                grad_CD = grad_CN.to(layer.weight_ND.dtype) @ layer.weight_ND
+                grad_nMD[step, rows] = grad_CD * valid_C[:, None].to(grad_CD.dtype)
+        ctx.save_for_backward(grad_nMD)
+        ctx.mark_non_differentiable(sums_n3)
+        return loss_n, sums_n3
+
+    @staticmethod
+    def backward(ctx, grad_loss_n, _grad_sums):  # noqa: ANN001, ANN205
+        (grad_nMD,) = ctx.saved_tensors
+        scaled = grad_nMD * grad_loss_n[:, None, None].to(grad_nMD.dtype)
+        return scaled, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    prob_CN: Tensor
+    top_prob_CK: Tensor
+    top_index_CK: Tensor
+    mass_C: Tensor  # sum of the weights c
+
+
+def _teacher(logits_CN: Tensor, weights: DistillationWeights) -> _Teacher:
+    prob_CN = torch.softmax(logits_CN, dim=-1)
+    top_prob_CK, top_index_CK = prob_CN.topk(min(weights.k, prob_CN.shape[-1]), dim=-1)
+    mass_C = weights.ce + weights.top_k * top_prob_CK.sum(-1)
+    return _Teacher(prob_CN, top_prob_CK, top_index_CK, mass_C)
+
+
+def _student(
+    logits_CN: Tensor, teacher: _Teacher, weights: DistillationWeights
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Per-row loss, its two parts, the hit, and the gradient with respect to the logits.
+
+    ``logits_CN`` is overwritten.
+    """
+    expected_C = torch.einsum("cn,cn->c", teacher.prob_CN, logits_CN)
+    top_logit_CK = logits_CN.gather(1, teacher.top_index_CK)
+    highest_C1 = logits_CN.amax(dim=-1, keepdim=True)
+    hit_C = (top_logit_CK[:, :1] >= highest_C1)[:, 0].to(logits_CN.dtype)
+    exp_CN = logits_CN.sub_(highest_C1).exp_()
+    total_C1 = exp_CN.sum(-1, keepdim=True)
+    lse_C = (total_C1.log() + highest_C1)[:, 0]
+    ce_C = lse_C - expected_C
+    top_C = teacher.top_prob_CK.sum(-1) * lse_C - (teacher.top_prob_CK * top_logit_CK).sum(-1)
+    loss_C = weights.ce * ce_C + weights.top_k * top_C
+    grad_CN = exp_CN.mul_(teacher.mass_C[:, None] / total_C1)
+    grad_CN.sub_(teacher.prob_CN, alpha=weights.ce)
+    grad_CN.scatter_add_(1, teacher.top_index_CK, -weights.top_k * teacher.top_prob_CK)
+    return loss_C, ce_C, top_C, hit_C, grad_CN

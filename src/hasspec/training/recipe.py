@@ -1,0 +1,111 @@
+"""Training recipes: every knob in one checked object, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Alignment(_Section):
+    """Harmonized context alignment (paper section 3.2)."""
+
+    steps: int = Field(3, ge=1, le=16, description="n; 1 is EAGLE's training")
+    detach: bool = Field(True, description="stop the gradient between steps")
+    beta: float = Field(1.0, gt=0, description="weight of step j is beta**(j-1)")
+
+
+class Objective(_Section):
+    """Loss weights (paper section 3.1)."""
+
+    feature: float = Field(1.0, ge=0)
+    ce: float = Field(0.1, ge=0)
+    top_k: float = Field(1.0, ge=0, description="w")
+    k: int = Field(10, ge=1, description="K")
+
+
+class Optimisation(_Section):
+    lr: float = Field(3e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.01, ge=0, le=1, description="share of the steps")
+    schedule: Literal["linear", "cosine"] = "linear"
+    clip: float = Field(0.5, gt=0, description="largest gradient norm")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch: int = Field(16, ge=1, description="conversations a step")
+    feature_noise: float = Field(0.0, ge=0, description="half-width of uniform noise on features")
+
+
+class Vocabulary(_Section):
+    """Which tokens are drafted, and over which the losses are taken.
+
+    ``drafted`` frequent tokens of the data are drafted from at decoding time; 0 means all. The
+    losses see these and, at each step, ``sampled`` random others that stand for the rest
+    (sampled softmax); 0 means all others.
+    """
+
+    drafted: int = Field(0, ge=0)
+    sampled: int = Field(0, ge=0)
+
+
+class Recipe(_Section):
+    """A training run, complete but for target and data."""
+
+    name: str = "head"
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(2048, ge=8)
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    log_every: int = Field(10, ge=1)
+    alignment: Alignment = Alignment()
+    objective: Objective = Objective()
+    optimisation: Optimisation = Optimisation()
+    vocabulary: Vocabulary = Vocabulary()
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe (None for the defaults) and apply ``section.key=value`` overrides.
+
+    Raises:
+        ValueError: unreadable YAML, unknown keys or values out of range, each named.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError as error:
+            raise ValueError(f"no recipe at {path}; give a YAML file") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path} must hold a mapping of recipe keys, not a {type(values).__name__}"
+        )
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+        )
+        raise ValueError(f"the recipe {path or '(defaults)'} is not valid: {problems}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} must have the form section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override {override!r}: {section!r} is not a section of the recipe")
+    values[last] = yaml.safe_load(text)

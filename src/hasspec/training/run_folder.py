@@ -1,0 +1,108 @@
+"""The files of a training run: what it was, where it stands, how it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+from hasspec.training.recipe import Recipe
+
+
+class RunFolder:
+    """``OUT/run``: recipe.yaml, run.json (provenance), state.pt (to resume), metrics.jsonl.
+
+    The head itself lies one level up, in the layout that engines read.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.folder = out / "run"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self, recipe: Recipe, provenance: dict[str, Any]) -> dict[str, Any] | None:
+        """Record a new run, or find the state of an interrupted one.
+
+        Returns:
+            The saved state to resume from, or None for a fresh run.
+
+        Raises:
+            ValueError: the folder holds a run with another recipe, target or data.
+        """
+        described = {"recipe": recipe.model_dump(mode="json"), **provenance}
+        about = self.folder / "run.json"
+        if about.is_file():
+            recorded = json.loads(about.read_text(encoding="utf-8"))["described"]
+            different = sorted(
+                key for key in {*described, *recorded} if described.get(key) != recorded.get(key)
+            )
+            if different:
+                raise ValueError(
+                    f"{self.out} holds a run with another {', '.join(different)}; "
+                    "choose another --out, or repeat the command of that run to resume it"
+                )
+            return self._load_state()
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        _write_text(
+            about,
+            json.dumps(
+                {"described": described, "command": command, "versions": versions}, indent=2
+            ),
+        )
+        _write_text(
+            self.folder / "recipe.yaml",
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        )
+        return None
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the resumable state; a kill leaves the previous one whole."""
+        partial = self.folder / "state.pt.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "state.pt")
+
+    def _load_state(self) -> dict[str, Any] | None:
+        file = self.folder / "state.pt"
+        if not file.is_file():
+            return None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}); delete {self.folder} to train from the start"
+            ) from error
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop logged lines of steps that a resumed run will do again."""
+        file = self.folder / "metrics.jsonl"
+        if not file.is_file():
+            return
+        lines = file.read_text(encoding="utf-8").splitlines()
+        # A killed process may leave half a line at the end.
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+        kept = [json.dumps(record) for record in records if record["step"] <= step]
+        _write_text(file, "".join(line + "\n" for line in kept))
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
