@@ -56,6 +56,14 @@ def test_writing_past_the_capacity_is_refused(tiny_target: Target) -> None:
 
 
 @torch.inference_mode()
+def test_ragged_rows_need_their_own_mask_and_positions(tiny_target: Target) -> None:
+    cache = RaggedCache(tiny_target.n_layers, rows=1, capacity=8)
+    cache.select(torch.tensor([0]))
+    with pytest.raises(ValueError, match="have different lengths"):
+        tiny_target.features(IDS_BT, cache=cache, mask=cache.mask(5))
+
+
+@torch.inference_mode()
 def test_cleared_row_takes_a_new_sequence(tiny_target: Target) -> None:
     cache = RaggedCache(tiny_target.n_layers, rows=2, capacity=16)
     both = torch.tensor([0, 1])

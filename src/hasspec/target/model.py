@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from hasspec.target.cache import SequenceCache
+from hasspec.target.cache import RaggedCache, SequenceCache
 from hasspec.target.checks import refuse_unservable
 from hasspec.target.loading import load_causal_lm, load_tokenizer
 from hasspec.target.masks import attention_mask_for, causal_mask
@@ -144,7 +144,16 @@ class Target:
             mask: bool ``[B, 1, T, S]``, True where a query sees a key; ``[B, T]`` for padding;
                 None for causal over the cache and these tokens.
             position_BT: RoPE positions; None for those following the cache.
+
+        Raises:
+            ValueError: a :class:`RaggedCache` without mask and positions, which follow from each
+                row's own length, or a cache that is full.
         """
+        if isinstance(cache, RaggedCache) and (mask is None or position_BT is None):
+            raise ValueError(
+                "rows of a RaggedCache have different lengths: give mask=cache.mask(n_tokens) and "
+                "position_BT from cache.length_R"
+            )
         n_tokens = ids_BT.shape[1]
         if mask is None and isinstance(cache, SequenceCache) and cache.length and n_tokens > 1:
             mask = causal_mask(n_tokens, cache.length, ids_BT.device)
