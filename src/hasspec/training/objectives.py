@@ -65,17 +65,19 @@ class Distillation(torch.autograd.Function):
         wide = torch.float64 if drafted_nMD.dtype == torch.float64 else torch.float32
         loss_n = drafted_nMD.new_zeros(n_steps, dtype=wide)
         sums_n3 = drafted_nMD.new_zeros(n_steps, 3, dtype=wide)
-        for start in range(0, n_rows, CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            teacher = _teacher(layer.logits(feature_MD[rows]).to(wide), weights)
-            for step in range(n_steps):
-                logits_CN = layer.logits(drafted_nMD[step, rows]).to(wide)
-                valid_C = valid_nM[step, rows].to(wide)
-                loss_C, ce_C, top_C, hit_C, grad_CN = _student(logits_CN, teacher, weights)
-                loss_n[step] += (loss_C * valid_C).sum()
-                sums_n3[step] += torch.stack([ce_C, top_C, hit_C], -1).T @ valid_C
-                grad_CD = grad_CN.to(layer.weight_ND.dtype) @ layer.weight_ND
-                grad_nMD[step, rows] = grad_CD * valid_C[:, None].to(grad_CD.dtype)
+        # Autocast would round the wide logits; every dtype here is chosen by hand.
+        with torch.autocast(drafted_nMD.device.type, enabled=False):
+            for start in range(0, n_rows, CHUNK_ROWS):
+                rows = slice(start, start + CHUNK_ROWS)
+                teacher = _teacher(layer.logits(feature_MD[rows]).to(wide), weights)
+                for step in range(n_steps):
+                    logits_CN = layer.logits(drafted_nMD[step, rows]).to(wide)
+                    valid_C = valid_nM[step, rows].to(wide)
+                    loss_C, ce_C, top_C, hit_C, grad_CN = _student(logits_CN, teacher, weights)
+                    loss_n[step] += (loss_C * valid_C).sum()
+                    sums_n3[step] += torch.stack([ce_C, top_C, hit_C], -1).T @ valid_C
+                    grad_CD = grad_CN.to(layer.weight_ND.dtype) @ layer.weight_ND
+                    grad_nMD[step, rows] = grad_CD * valid_C[:, None].to(grad_CD.dtype)
         ctx.save_for_backward(grad_nMD)
         ctx.mark_non_differentiable(sums_n3)
         return loss_n, sums_n3
@@ -109,7 +111,7 @@ def _student(
 
     ``logits_CN`` is overwritten.
     """
-    expected_C = torch.einsum("cn,cn->c", teacher.prob_CN, logits_CN)
+    expected_C = (teacher.prob_CN * logits_CN).sum(-1)
     top_logit_CK = logits_CN.gather(1, teacher.top_index_CK)
     highest_C1 = logits_CN.amax(dim=-1, keepdim=True)
     hit_C = (top_logit_CK[:, :1] >= highest_C1)[:, 0].to(logits_CN.dtype)

@@ -1,0 +1,158 @@
+"""``hasspec train``: a draft head from a target and data that the target wrote."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hasspec.target import Target
+    from hasspec.training.batches import Example
+    from hasspec.training.features import FeatureSource
+    from hasspec.training.trainer import Trainer
+
+
+def train(
+    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
+    data: Annotated[list[Path], typer.Option(help="Token store of `hasspec synth`; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder of the head; an interrupted run continues.")],
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe; without it, defaults.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Recipe override, section.key=value; repeatable."),
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Head to start from.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a disk cache of target features (2 D bytes/token)."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "float32",
+    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+) -> None:
+    """Train a HASS head (or, with one alignment step and no top-K term, an EAGLE head)."""
+    import torch
+    from rich.console import Console
+
+    from hasspec.draft import load_head
+    from hasspec.target import Target
+    from hasspec.training import Trainer, load_recipe
+    from hasspec.training.batches import example_of
+
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    settings = load_recipe(recipe, override or [])
+    loaded = Target.load(target, dtype=dtype, device=device)
+    provenance = {"target": target, "target_fingerprint": loaded.fingerprint()}
+    examples, provenance["data"] = [], []
+    for path in data:
+        conversations, about = _read_store(path, loaded)
+        provenance["data"].append(about)
+        examples += [
+            example_of(c, min(settings.max_length, loaded.max_length)) for c in conversations
+        ]
+    trainer = Trainer(
+        loaded,
+        examples,
+        _feature_source(cache, examples, loaded, console),
+        settings,
+        out,
+        provenance=provenance,
+        init=load_head(init, target=loaded) if init else None,
+    )
+    _describe(trainer, console)
+    finished = _run(trainer, console)
+    if not finished:
+        console.print(f"Interrupted at step {trainer.step}; the same command continues.")
+        raise typer.Exit(130)
+    console.print(f"Head written to {out}")
+
+
+def _read_store(path: Path, target: Target) -> tuple[list, dict]:
+    from hasspec.data.store import TokenStore
+
+    store = TokenStore.open(path)
+    about = store.metadata
+    wrote = about.target_fingerprint
+    if wrote != target.fingerprint():
+        raise ValueError(
+            f"the data in {path} was written by another target (weights {wrote}, this target's are "
+            f"{target.fingerprint()}); a head learns its own target's text: synthesise it again"
+        )
+    return list(store), {"store": path.name, "fingerprint": store.fingerprint(), "rows": len(store)}
+
+
+def _feature_source(
+    cache: Path | None, examples: list[Example], target: Target, console: Console
+) -> FeatureSource:
+    from rich.progress import Progress, TimeRemainingColumn
+
+    from hasspec.training.features import CachedFeatures, ComputedFeatures, build_cache, cache_key
+
+    if cache is None:
+        return ComputedFeatures(target)
+    folder = cache / cache_key(examples, target)
+    columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("target features", total=None)
+        build_cache(
+            folder,
+            examples,
+            target,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return CachedFeatures(folder, examples, target)
+
+
+def _describe(trainer: Trainer, console: Console) -> None:
+    recipe = trainer.recipe
+    answers = sum(len(e.root_R) for e in trainer.examples)
+    drafted = "all" if trainer.frequent_N is None else str(len(trainer.frequent_N))
+    console.print(
+        f"{len(trainer.examples)} conversations, {answers} answer tokens; "
+        f"{recipe.optimisation.steps} steps of {recipe.optimisation.batch} conversations, "
+        f"n = {recipe.alignment.steps}; drafted vocabulary {drafted} "
+        f"(covers {trainer.coverage:.2%} of the answers)"
+    )
+    if trainer.step:
+        console.print(f"Continuing at step {trainer.step}.")
+
+
+def _run(trainer: Trainer, console: Console) -> bool:
+    """Train with a progress bar; Ctrl-C and SIGTERM finish the step, save, and stop."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from hasspec.training.trainer import Progress
+
+    asked_to_stop: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda received, _: asked_to_stop.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    try:
+        with Bar(*columns, console=console) as bar:
+            task = bar.add_task("training", total=trainer.recipe.optimisation.steps)
+
+            def show(progress: Progress) -> None:
+                accuracy = " ".join(f"{value:.3f}" for value in progress.accuracy)
+                description = (
+                    f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  "
+                    f"accuracy {accuracy}  {progress.tokens_per_second:.0f} tokens/s  "
+                    f"{progress.seconds_left / 60:.0f} min left"
+                )
+                bar.update(task, completed=progress.step, description=description)
+                if not console.is_terminal:
+                    console.print(description, highlight=False, soft_wrap=True)
+
+            return trainer.train(on_progress=show, interrupted=lambda: bool(asked_to_stop))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
