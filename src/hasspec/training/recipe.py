@@ -20,6 +20,9 @@ class Alignment(_Section):
     steps: int = Field(3, ge=1, le=16, description="n; 1 is EAGLE's training")
     detach: bool = Field(True, description="stop the gradient between steps")
     beta: float = Field(1.0, gt=0, description="weight of step j is beta**(j-1)")
+    delay: float = Field(
+        0.0, ge=0, lt=1, description="share of the optimiser steps with n = 1 before n steps begin"
+    )
 
 
 class Objective(_Section):

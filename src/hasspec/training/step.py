@@ -40,6 +40,7 @@ def training_loss(
     alignment: Alignment,
     objective: Objective,
     *,
+    n_steps: int,
     noise_BTD: Tensor | None = None,
 ) -> tuple[Tensor, StepSums]:
     """Loss of one batch (paper equations for both harmonized parts) and its sums.
@@ -47,6 +48,7 @@ def training_loss(
     Args:
         feature_BTD: the target's features; inputs and regression targets alike.
         layer: output layer that the distributions are taken over.
+        n_steps: alignment steps of this batch.
         noise_BTD: added to the *input* features only.
 
     Returns:
@@ -59,11 +61,11 @@ def training_loss(
         batch.token_BT,
         inputs_BTD,
         batch.root_BR,
-        alignment.steps,
+        n_steps,
         detach=alignment.detach,
     )
     drafted_nMD = batch.by_target(drafted)
-    valid_nM = batch.valid_nM(alignment.steps)
+    valid_nM = batch.valid_nM(n_steps)
     feature_MD = feature_BTD[batch.in_batch_M, batch.root_M + 1]
     count_n = valid_nM.sum(-1).clamp(min=1)
 
@@ -75,10 +77,10 @@ def training_loss(
     feature_n = torch.stack(
         [
             feature_loss(drafted_nMD[j].to(wide_MD.dtype), wide_MD, valid_nM[j])
-            for j in range(alignment.steps)
+            for j in range(n_steps)
         ]
     )
-    beta_n = alignment.beta ** torch.arange(alignment.steps, device=count_n.device)
+    beta_n = alignment.beta ** torch.arange(n_steps, device=count_n.device)
     loss = (beta_n * (objective.feature * feature_n + distilled_n) / count_n).sum()
     ce_n, top_k_n, hit_n = sums_n3.unbind(-1)
     return loss, StepSums(feature_n.detach(), ce_n, top_k_n, hit_n, valid_nM.sum(-1))

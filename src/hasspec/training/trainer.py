@@ -46,14 +46,29 @@ def learning_rate(optimisation: Optimisation, step: int) -> float:
     return optimisation.lr * left
 
 
+def alignment_steps(recipe: Recipe, step: int) -> int:
+    """Alignment steps n of the ``step``-th (from 0) optimiser step.
+
+    A beginner's own features are noise; ``alignment.delay`` spends its first steps on n = 1.
+    """
+    delayed = step < recipe.alignment.delay * recipe.optimisation.steps
+    return 1 if delayed else recipe.alignment.steps
+
+
 def new_head(target: Target, seed: int) -> DraftHead:
-    """A head with random weights decided by the seed."""
+    """A head whose weights the seed decides.
+
+    Small random weights, plus the identity from the incoming feature to the row: the head
+    starts from "the next feature is like this one", which learns faster than from noise.
+    """
     head = DraftHead(DraftConfig.from_target(target.config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in head.parameters():
             if weight.dim() == 2:
                 weight.normal_(0.0, 0.02, generator=generator)
+        width = head.config.hidden_size
+        head.fc.weight[:, width:] += torch.eye(width)
     return head.to(target.device)
 
 
@@ -171,6 +186,7 @@ class Trainer:
                 self.vocabulary.layer(self.step),
                 recipe.alignment,
                 recipe.objective,
+                n_steps=alignment_steps(recipe, self.step),
                 noise_BTD=self._noise(feature_BTD),
             )
         for group in self.optimiser.param_groups:
