@@ -147,6 +147,7 @@ class _Batch(Generic[S]):
                 stage = row.script.following(row.written, row.finish)
                 if stage is None:
                     self.free.append(row.slot)
+                    self.cache.clear(torch.tensor([row.slot], device=self.target.device))
                     yield row.script
                 else:
                     self._start(row, stage)
@@ -215,18 +216,26 @@ class _Batch(Generic[S]):
 
     def _decode(self) -> list[_Row[S]]:
         group = self.decoding
-        self._select([row.slot for row in group])
-        slot_B = self.cache.row_B
+        # A batch of some rows copies their keys and values in every layer, one of all rows reads
+        # them in place: idle rows are carried along, writing where their next token will go.
+        n_rows = self.cache.rows
+        slots = [row.slot for row in group]
+        self._select(list(range(n_rows)) if 2 * len(slots) > n_rows else slots)
+        row_B = self.cache.row_B
+        slot_G = torch.tensor(slots, device=self.target.device)
+        busy_R = torch.zeros(n_rows, dtype=torch.long, device=self.target.device)
+        busy_R[slot_G] = 1
         feature_BTD = self.target.features(
-            self.last_R[slot_B][:, None],
+            self.last_R[row_B][:, None],
             cache=self.cache,
             mask=self.cache.mask(1),
-            position_BT=self.cache.length_R[slot_B][:, None],
+            position_BT=self.cache.length_R[row_B][:, None],
         )
-        self.cache.advance(torch.ones_like(slot_B))
+        self.cache.advance(busy_R[row_B])
         for row in group:
             row.n_cached += 1
-        return self._emit(group, slot_B, feature_BTD[:, 0])
+        feature_GD = feature_BTD[busy_R[row_B].bool(), 0]
+        return self._emit(group, slot_G, feature_GD)
 
     def _emit(self, group: list[_Row[S]], slot_B: Tensor, feature_BD: Tensor) -> list[_Row[S]]:
         logit_BV = self.target.logits(feature_BD)

@@ -188,3 +188,4 @@ class RaggedCache(Cache):
         """Empty these rows, for the next sequences to be written there."""
         self.length_R = self.length_R.to(row_B.device)
         self.length_R[row_B] = 0
+        self.longest = int(self.length_R[self.row_B].max())
