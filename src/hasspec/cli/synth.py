@@ -47,7 +47,7 @@ def synth(
     ] = None,
     shuffle: Annotated[bool, typer.Option(help="Ask the prompts in a seeded order.")] = False,
     seed: Annotated[int, typer.Option(help="Of the sampling and of --shuffle.")] = 0,
-    rows: Annotated[int, typer.Option(min=1, help="Conversations decoded together.")] = 48,
+    rows: Annotated[int, typer.Option(min=1, help="Conversations decoded together.")] = 96,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="Device of the target.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,

@@ -7,7 +7,7 @@ others share its batch, except for rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from hasspec.data.sampling import sample, uniform_noise
 from hasspec.target import RaggedCache, Target
 
 # Most tokens, padding included, of one prefill forward: bounds its activations.
-_PREFILL_TOKENS = 8192
+_PREFILL_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,15 @@ class _Batch(Generic[S]):
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
         self.target = target
-        self.capacity = capacity
+        self.rows, self.capacity = rows, capacity
         self.refill = refill
         self.cache = RaggedCache(target.n_layers, rows, capacity)
+        self.cache.length_R = self.cache.length_R.to(target.device)
         self.last_R = torch.zeros(rows, dtype=torch.long, device=target.device)
         self.free = list(range(rows))
         self.waiting: list[_Row[S]] = []
         self.decoding: list[_Row[S]] = []
-        self.selected: list[int] = []
+        self.busy: list[int] = []
 
     @torch.inference_mode()
     def run(self, next_script: Callable[[], S | None]) -> Iterator[S]:
@@ -192,50 +193,56 @@ class _Batch(Generic[S]):
         return ended
 
     def _prefill_group(self, group: list[_Row[S]], width: int) -> list[_Row[S]]:
-        device = self.target.device
         feeds = [row.stage.ids[row.n_cached :] for row in group]
-        ids_BT = torch.tensor([feed + [0] * (width - len(feed)) for feed in feeds], device=device)
-        count_B = torch.tensor([len(feed) for feed in feeds], device=device)
-        slot_B = torch.tensor([row.slot for row in group], device=device)
-        start_B = torch.tensor([row.n_cached for row in group], device=device)
-        self.cache.length_R = self.cache.length_R.to(device)
+        ids_BT = torch.stack([self._ids(feed + [0] * (width - len(feed))) for feed in feeds])
+        count_B = self._ids(len(feed) for feed in feeds)
+        slot_B = self._ids(row.slot for row in group)
+        start_B = self._ids(row.n_cached for row in group)
         self.cache.length_R[slot_B] = start_B
-        self._select([row.slot for row in group])
+        self.cache.select(slot_B)
+        self.busy = []
         feature_BTD = self.target.features(
             ids_BT,
             cache=self.cache,
             mask=self.cache.mask(width),
-            position_BT=start_B[:, None] + torch.arange(width, device=device),
+            position_BT=start_B[:, None] + torch.arange(width, device=self.target.device),
         )
         self.cache.advance(count_B)
         for row in group:
             row.n_cached = len(row.stage.ids)
         self.decoding += group
-        last_B = torch.arange(len(group), device=device)
+        last_B = torch.arange(len(group), device=self.target.device)
         return self._emit(group, slot_B, feature_BTD[last_B, count_B - 1])
 
     def _decode(self) -> list[_Row[S]]:
         group = self.decoding
-        # A batch of some rows copies their keys and values in every layer, one of all rows reads
-        # them in place: idle rows are carried along, writing where their next token will go.
-        n_rows = self.cache.rows
-        slots = [row.slot for row in group]
-        self._select(list(range(n_rows)) if 2 * len(slots) > n_rows else slots)
-        row_B = self.cache.row_B
-        slot_G = torch.tensor(slots, device=self.target.device)
-        busy_R = torch.zeros(n_rows, dtype=torch.long, device=self.target.device)
-        busy_R[slot_G] = 1
+        busy = [row.slot for row in group]
+        # All slots together read the cache in place, a part of them a copy of it: a few idle
+        # slots are cheaper to carry along.
+        carry = len(group) * 2 >= self.rows
+        if self.busy != busy:
+            self.busy = busy
+            self.busy_B = self._ids(busy)
+            idle = sorted(set(range(self.rows)) - set(busy))
+            held = {row.slot: row.n_cached for row in self.waiting}
+            self.idle_I = self._ids(idle)
+            self.held_I = self._ids([held.get(slot, 0) for slot in idle])
+            self.cache.length_R[self.idle_I] = self.held_I
+            self.cache.select(self._ids(range(self.rows)) if carry else self.busy_B)
+        slot_B = self.cache.row_B
         feature_BTD = self.target.features(
-            self.last_R[row_B][:, None],
+            self.last_R[slot_B][:, None],
             cache=self.cache,
             mask=self.cache.mask(1),
-            position_BT=self.cache.length_R[row_B][:, None],
+            position_BT=self.cache.length_R[slot_B][:, None],
         )
-        self.cache.advance(busy_R[row_B])
+        self.cache.advance(torch.ones_like(slot_B))
+        # What an idle slot wrote lies behind what it holds, where its next prompt is written.
+        self.cache.length_R[self.idle_I] = self.held_I
         for row in group:
             row.n_cached += 1
-        feature_GD = feature_BTD[busy_R[row_B].bool(), 0]
-        return self._emit(group, slot_G, feature_GD)
+        feature_BD = feature_BTD[:, 0]
+        return self._emit(group, self.busy_B, feature_BD[self.busy_B] if carry else feature_BD)
 
     def _emit(self, group: list[_Row[S]], slot_B: Tensor, feature_BD: Tensor) -> list[_Row[S]]:
         logit_BV = self.target.logits(feature_BD)
@@ -257,7 +264,5 @@ class _Batch(Generic[S]):
             if row.take(token, self.capacity)
         ]
 
-    def _select(self, slots: list[int]) -> None:
-        if slots != self.selected:
-            self.cache.select(torch.tensor(slots, device=self.target.device))
-            self.selected = slots
+    def _ids(self, values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.long, device=self.target.device)

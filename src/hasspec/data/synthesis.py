@@ -217,7 +217,7 @@ def write_store(
     store: TokenStore,
     settings: AnswerSettings,
     *,
-    rows: int = 48,
+    rows: int = 96,
     shard_size: int = 256,
     shard_seconds: float = 60.0,
     report: Callable[[Progress], None] = lambda progress: None,
