@@ -10,10 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hasspec.decoding import Decoder as Decoder
+    from hasspec.decoding import Sampling as Sampling
+    from hasspec.decoding import TreeSpec as TreeSpec
+    from hasspec.draft import load_head as load_head
+    from hasspec.heads import shipped_head as shipped_head
     from hasspec.target import Target as Target
 
 _HOME = {
+    "Decoder": "hasspec.decoding",
+    "Sampling": "hasspec.decoding",
     "Target": "hasspec.target",
+    "TreeSpec": "hasspec.decoding",
+    "load_head": "hasspec.draft",
+    "shipped_head": "hasspec.heads",
 }
 
 __all__ = sorted(_HOME)
