@@ -11,7 +11,7 @@ from hasspec.target import SequenceCache
 
 
 def naive_head(head: DraftHead, embed_TD: Tensor, feature_TD: Tensor) -> Tensor:
-    """Method page equations, one row and one attention head at a time."""
+    """The equations of the EAGLE head, one row and one attention head at a time."""
     config, layer = head.config, head.layers[0]
     attention = layer.self_attn
     half = config.head_dim // 2

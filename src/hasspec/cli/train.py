@@ -79,13 +79,20 @@ def _read_store(path: Path, target: Target) -> tuple[list, dict]:
 
     store = TokenStore.open(path)
     about = store.metadata
-    wrote = about.target_fingerprint
+    wrote = about.target["fingerprint"]
     if wrote != target.fingerprint():
         raise ValueError(
             f"the data in {path} was written by another target (weights {wrote}, this target's are "
             f"{target.fingerprint()}); a head learns its own target's text: synthesise it again"
         )
-    return list(store), {"store": path.name, "fingerprint": store.fingerprint(), "rows": len(store)}
+    return list(store), {
+        "store": path.name,
+        "fingerprint": store.fingerprint(),
+        "conversations": len(store),
+        "answer_tokens": store.n_answer_tokens,
+        "settings": about.settings,
+        "seed": about.seed,
+    }
 
 
 def _feature_source(

@@ -1,4 +1,4 @@
-"""The acceptance rule (method section 6)."""
+"""The acceptance rule: speculative sampling (arXiv 2302.01318) on a deterministic tree."""
 
 from __future__ import annotations
 
