@@ -86,9 +86,12 @@ def bench(
     from hasspec.evaluation.report import write_json
     from hasspec.evaluation.summary import per_prompt, summarise
     from hasspec.target import Target
+    from hasspec.target.model import parse_dtype
 
     folders = named_heads(head or [])
     spec = TreeSpec.parse(tree, device)
+    is_float32 = parse_dtype(dtype) is torch.float32
+    rescore = _rescore(teacher_check, is_float32, temperature, tau_only)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     sets = [PromptSet.read(path, limit) for path in dict.fromkeys(prompts)]
     if json_path and not json_path.parent.is_dir():
@@ -103,7 +106,7 @@ def bench(
         draft_vocab=draft_vocab.value,
         seed=seed,
         tau_only=tau_only,
-        rescore=_rescore(teacher_check, loaded.dtype == torch.float32, temperature, tau_only),
+        rescore=rescore,
         near_tie=near_tie,
     )
     heads = {name: load_head(folder, target=loaded) for name, folder in folders.items()}

@@ -105,7 +105,7 @@ def _demo(
     began = time.monotonic()
     raced: list[dict[str, Generation]] = []
     for number, prompt in enumerate(PROMPTS, start=1):
-        if time.monotonic() - began > seconds:
+        if raced and time.monotonic() - began > seconds:
             console.print(f"{seconds:.0f} s are over: {len(PROMPTS) - len(raced)} prompts left out")
             break
         console.print(f"\n[bold]{number}/{len(PROMPTS)}[/] {prompt}", highlight=False)

@@ -15,11 +15,11 @@ PANEL_LINES = 14
 
 
 def show_race(console: Console, lanes: list[Lane]) -> None:
-    """Run the race in two live panels; without a terminal, print one answer after the other."""
+    """Run the race in live panels; without a terminal, print the answers one after the other."""
     from rich.live import Live
     from rich.text import Text
 
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         race(lanes, lambda: None)
         for lane in lanes:
             console.print(f"--- {_title(lane)}")

@@ -1,0 +1,46 @@
+"""A tiny target and head on disk, prompts, and a way to run the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from hasspec.cli.main import app
+from hasspec.draft import DraftConfig, DraftHead, save_head
+from hasspec.target import Target
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def tiny_head_folder(tmp_path_factory: pytest.TempPathFactory, tiny_target_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("heads") / "tiny-head"
+    config = DraftConfig.from_target(Target.load(str(tiny_target_folder)).config)
+    torch.manual_seed(1)
+    save_head(DraftHead(config), folder)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"id": 1, "turns": ["Hello there", "And more?"]}\n'
+        + "".join(f'{{"id": {n}, "prompt": "{"xyz" * n}"}}\n' for n in range(2, 8))
+    )
+    return file
+
+
+@pytest.fixture
+def run() -> Run:
+    """``run(argument, ..., input=text)``: the command in this process."""
+
+    def invoke(*arguments: object, **options: object) -> Result:
+        return CliRunner().invoke(app, [str(a) for a in arguments], **options)
+
+    return invoke
