@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 # What transformers, safetensors and torch raise on files that are missing, damaged or of
 # another kind than asked for.
@@ -46,13 +49,14 @@ def load_causal_lm(source: str, name: str, dtype: torch.dtype, device: str) -> P
         config = AutoConfig.from_pretrained(source)
         if config.is_encoder_decoder:
             raise ValueError("it is an encoder-decoder model, which has no single causal sequence")
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the names of the weights
-        )
+        with _without_progress_bars():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the names of the weights
+            )
     except _LOAD_ERRORS as error:
         raise ValueError(
             f"cannot load {name!r} as a causal language model: {_first_line(error)}\n"
@@ -88,6 +92,18 @@ def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase | None:
             "Save it again with tokenizer.save_pretrained, or remove its files to work with token "
             "ids only."
         ) from error
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A bar for a second's work would lie in the midst of whatever the caller prints."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _parse_device(device: str) -> torch.device:
