@@ -29,31 +29,28 @@ class Prompt:
     source: str = ""
 
 
-def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSONL file with their line numbers (from 1); blank lines are no rows.
-
-    Raises:
-        ValueError: unreadable file, or a line that is no JSON object (file and line are named).
-    """
+def jsonl_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
+    """Lines of a JSONL file with their numbers (from 1), without the blank ones."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a JSONL file, one object a line")
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: not a line of JSON ({error}); "
-                    "expected one UTF-8 JSON object a line"
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}:{number}: expected a JSON object, found {type(row).__name__}"
-                )
-            yield number, row
+            if raw.strip():
+                yield number, raw
+
+
+def parse_row(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of one line; ``ValueError`` naming ``where`` if it holds none."""
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{where}: not a line of JSON ({error}); expected one UTF-8 JSON object a line"
+        ) from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
@@ -68,8 +65,9 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     """
     path = Path(path)
     prompts = []
-    for number, row in read_jsonl(path):
+    for number, raw in jsonl_lines(path):
         where = f"{path}:{number}"
+        row = parse_row(raw, where)
         prompt_id = str(row.get("id", f"{path.stem}-{number}"))
         prompts.append(_prompt(row, where, prompt_id, source=path.name))
     if not prompts:

@@ -52,6 +52,20 @@ class ChatTemplate:
         """Token ids of rendered text, special tokens recognised, none added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and the half-open character range of each.
+
+        Raises:
+            ValueError: the tokenizer keeps no character offsets.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"the tokenizer of {self.name!r} gives no character offsets, so a loss mask cannot "
+                "be placed; use a fast tokenizer, or let the target write the answers"
+            )
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to the opening of the next answer."""
         return self.encode(self.render(messages))
@@ -97,9 +111,11 @@ class ChatTemplate:
         """
         tail = self._tail(messages, self.answer_text(answer_ids), user)
         if answer_ids and answer_ids[-1] in self.eos_ids:
+            # Some templates put a space before the end of turn; the target's own answer ended
+            # without it.
             end = self.text([answer_ids[-1]])
-            if tail.startswith(end):
-                tail = tail[len(end) :]
+            if tail.lstrip().startswith(end):
+                tail = tail.lstrip().removeprefix(end)
         return self.encode(tail)
 
     def text(self, ids: Sequence[int]) -> str:
