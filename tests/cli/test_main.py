@@ -22,7 +22,7 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "heavy: []" in shown.stdout, shown.stderr
-    for command in ("demo", "generate", "chat", "synth", "train", "bench"):
+    for command in ("demo", "generate", "chat", "synth", "ingest", "train", "bench"):
         assert f" {command} " in shown.stdout
 
 

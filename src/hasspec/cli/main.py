@@ -11,6 +11,7 @@ from hasspec.cli.bench import bench
 from hasspec.cli.chat import chat
 from hasspec.cli.demo import demo
 from hasspec.cli.generate import generate
+from hasspec.cli.ingest import ingest
 from hasspec.cli.synth import synth
 from hasspec.cli.train import train
 
@@ -56,7 +57,7 @@ def main(
     """Lossless speculative decoding with HASS draft heads: train, run, measure."""
 
 
-for command in (demo, generate, chat, synth, train, bench):
+for command in (demo, generate, chat, synth, ingest, train, bench):
     app.command()(command)
 
 
