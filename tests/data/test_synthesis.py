@@ -95,10 +95,11 @@ def test_a_system_message_is_shown(chatty: Target, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, SAMPLED])
-@pytest.mark.parametrize("kind", ["prompts", "magpie", "both"])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("prompts", SETTINGS), ("prompts", SAMPLED), ("both", SAMPLED)]
+)
 def test_an_interrupted_run_goes_on_to_the_same_store(
-    chatty: Target, tmp_path: Path, settings: AnswerSettings, kind: str
+    chatty: Target, tmp_path: Path, kind: str, settings: AnswerSettings
 ) -> None:
     template = ChatTemplate(chatty)
 

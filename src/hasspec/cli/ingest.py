@@ -29,22 +29,18 @@ def ingest(
     from hasspec.target import Target
 
     console = Console(stderr=True)
-    try:
-        model = Target.load(target)
-        store, skipped = ingest_dialogues(
-            model,
-            files,
-            out,
-            on_error=cast(Literal["raise", "skip"], on_error),
-            max_length=min(max_context, model.max_length),
-        )
-    except ValueError as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    console.print(f"{out}: {len(store)} conversations, {store.n_answer_tokens} answer tokens")
+    model = Target.load(target)
+    store, skipped = ingest_dialogues(
+        model,
+        files,
+        out,
+        on_error=cast(Literal["raise", "skip"], on_error),
+        max_length=min(max_context, model.max_length),
+    )
+    console.print(
+        f"{out}: {len(store)} conversations, {store.n_answer_tokens} answer tokens",
+        markup=False,
+        soft_wrap=True,
+    )
     for reason, count in sorted(skipped.items()):
-        console.print(f"  skipped: {reason}: {count}", highlight=False)
-
-
-if __name__ == "__main__":
-    typer.run(ingest)
+        console.print(f"  skipped: {reason}: {count}", highlight=False, markup=False)

@@ -66,44 +66,42 @@ def synth(
     from hasspec.target import Target
 
     console = Console(stderr=True)
-    try:
-        if not (prompts or dataset or magpie):
-            raise ValueError("nothing to ask: give --prompts, --dataset or --magpie")
-        asked = _read(prompts or [], dataset, column, split)
-        if shuffle:
-            order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
-            asked = [asked[index] for index in order.tolist()]
-        contents = _digest(asked)
-        asked = asked[:limit]
-        if threads:
-            torch.set_num_threads(threads)
-        model = Target.load(target, dtype=dtype, device=device)
-        template = ChatTemplate(model)
-        answers = AnswerSettings(
-            max_new_tokens, temperature, top_p, seed, min(max_context, model.max_length)
+    if not (prompts or dataset or magpie):
+        raise ValueError("nothing to ask: give --prompts, --dataset or --magpie")
+    asked = _read(prompts or [], dataset, column, split)
+    if shuffle:
+        order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(seed))
+        asked = [asked[index] for index in order.tolist()]
+    contents = _digest(asked)
+    asked = asked[:limit]
+    if threads:
+        torch.set_num_threads(threads)
+    model = Target.load(target, dtype=dtype, device=device)
+    template = ChatTemplate(model)
+    answers = AnswerSettings(
+        max_new_tokens, temperature, top_p, seed, min(max_context, model.max_length)
+    )
+    sources, settings = _sources(
+        asked, magpie, template, answers, turns, magpie_system, magpie_temperature, magpie_top_p
+    )
+    settings |= {
+        "prompts": [str(path.name) for path in prompts or []],
+        "dataset": f"{dataset} {split} {column}" if dataset else None,
+        "prompts fingerprint": contents,
+        "dtype": dtype,
+    }
+    metadata = StoreMetadata(
+        target={"name": model.name, "fingerprint": model.fingerprint()},
+        tokenizer_fingerprint=tokenizer_fingerprint(template.tokenizer),
+        settings=settings,
+        seed=seed,
+    )
+    store = TokenStore.resume(out, metadata)
+    if len(store):
+        console.print(
+            f"{out}: going on after {len(store)} conversations", markup=False, soft_wrap=True
         )
-        sources, settings = _sources(
-            asked, magpie, template, answers, turns, magpie_system, magpie_temperature, magpie_top_p
-        )
-        settings |= {
-            "prompts": [str(path.name) for path in prompts or []],
-            "dataset": f"{dataset} {split} {column}" if dataset else None,
-            "prompts fingerprint": contents,
-            "dtype": dtype,
-        }
-        metadata = StoreMetadata(
-            target={"name": model.name, "fingerprint": model.fingerprint()},
-            tokenizer_fingerprint=tokenizer_fingerprint(template.tokenizer),
-            settings=settings,
-            seed=seed,
-        )
-        store = TokenStore.resume(out, metadata)
-        if len(store):
-            console.print(f"{out}: going on after {len(store)} conversations")
-        _run(model, sources, store, answers, rows, console)
-    except ValueError as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+    _run(model, sources, store, answers, rows, console)
 
 
 def _read(files: list[Path], dataset: str | None, column: str, split: str) -> list[Prompt]:
@@ -189,11 +187,9 @@ def _run(
         written = store.n_answer_tokens - before
         console.print(
             f"{store.path}: {len(store)} conversations, {store.n_answer_tokens} answer tokens; "
-            f"this run {written} in {seconds:.0f} s ({written / seconds:.0f} a second)"
+            f"this run {written} in {seconds:.0f} s ({written / seconds:.0f} a second)",
+            markup=False,
+            soft_wrap=True,
         )
         for name, count in sorted(store.metadata.progress.items()):
-            console.print(f"  {name}: {count}", highlight=False)
-
-
-if __name__ == "__main__":
-    typer.run(synth)
+            console.print(f"  {name}: {count}", highlight=False, markup=False)
