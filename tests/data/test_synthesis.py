@@ -10,8 +10,9 @@ from torch import nn
 
 from hasspec.data import Conversation, Prompt, TokenStore
 from hasspec.data.magpie import MagpieSettings, MagpieSource
+from hasspec.data.sources import AnswerSettings, PromptSource, Source
 from hasspec.data.store import StoreMetadata
-from hasspec.data.synthesis import AnswerSettings, Progress, PromptSource, Source, write_store
+from hasspec.data.synthesis import Progress, write_store
 from hasspec.data.template import ChatTemplate
 from hasspec.target import Target
 

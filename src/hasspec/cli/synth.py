@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from hasspec.data.prompts import Prompt
+    from hasspec.data.sources import Source
     from hasspec.data.store import TokenStore
-    from hasspec.data.synthesis import Source
 
 
 def synth(
@@ -60,8 +60,8 @@ def synth(
     import torch
     from rich.console import Console
 
+    from hasspec.data.sources import AnswerSettings
     from hasspec.data.store import StoreMetadata, TokenStore, tokenizer_fingerprint
-    from hasspec.data.synthesis import AnswerSettings
     from hasspec.data.template import ChatTemplate
     from hasspec.target import Target
 
@@ -131,7 +131,7 @@ def _sources(
     from dataclasses import asdict
 
     from hasspec.data.magpie import MagpieSettings, MagpieSource
-    from hasspec.data.synthesis import PromptSource
+    from hasspec.data.sources import PromptSource
 
     sources: list[Source] = []
     settings: dict[str, Any] = {"answers": asdict(answers)}

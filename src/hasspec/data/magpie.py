@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasspec.data.generation import Stage
+from hasspec.data.sources import AnswerSettings, StoredScript, messages_of
 from hasspec.data.store import Conversation, TokenStore
-from hasspec.data.synthesis import AnswerSettings, StoredScript, messages_of
 from hasspec.data.template import ChatTemplate
 
 # A run whose user turns are nearly all rejected would never end.
