@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +44,11 @@ def run() -> Run:
         return CliRunner().invoke(app, [str(a) for a in arguments], **options)
 
     return invoke
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards() -> Iterator[None]:
+    """Commands set the number of threads of their process, which here is the tests' own."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from click.testing import Result
 from rich.console import Console
 from rich.text import Text
 
-from hasspec.cli.demo import PROMPTS, faster_dtype
+from hasspec.cli.demo import PROMPTS
 from hasspec.cli.race import Lane, race
 from hasspec.cli.race_view import show_race
 from hasspec.cli.verdict import Judge
@@ -149,8 +149,3 @@ def test_judge_on_low_precision(tiny_target: Target) -> None:
     assert not judge.wrong
     assert "ERROR: token 1" in judge.verdict(near, worst)
     assert judge.wrong
-
-
-def test_dtype_is_chosen_by_measurement() -> None:
-    assert faster_dtype(torch.device("cpu")) in ("float32", "bfloat16")
-    assert faster_dtype(torch.device("cuda")) == "bfloat16"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
     from hasspec.decoding import Generation, TreeSpec
@@ -79,6 +78,7 @@ def _demo(
     """Returns whether an answer was wrong."""
     import torch
 
+    from hasspec.cli.calibration import faster_dtype, fastest_threads
     from hasspec.cli.heads import head_folder
     from hasspec.cli.race import Lane
     from hasspec.cli.race_view import show_race
@@ -99,6 +99,10 @@ def _demo(
         "plain": Decoder(loaded),
         HEAD_LANE: Decoder(loaded, load_head(folder, target=loaded), tree=spec),
     }
+    if not threads and loaded.device.type == "cpu":
+        most, threads = torch.get_num_threads(), fastest_threads(decoders["plain"])
+        if threads < most:
+            console.print(f"Decoding with {threads} of {most} threads: faster, as others are busy.")
     for decoder in decoders.values():
         decoder.generate([{"role": "user", "content": "Hello"}], max_new_tokens=12)
     judge = Judge(loaded)
@@ -118,25 +122,6 @@ def _demo(
         console.print(judge.verdict(*raced[-1].values()), highlight=False)
     _conclude(console, loaded, spec, raced)
     return judge.wrong
-
-
-def faster_dtype(device: torch.device) -> str:
-    """bfloat16 unless this device multiplies matrices faster in float32 (old CPUs do)."""
-    import torch
-
-    if device.type != "cpu":
-        return "bfloat16"
-    best: dict[torch.dtype, float] = {}
-    for kind in (torch.float32, torch.bfloat16):
-        # Weights too large for the caches and as many rows as a small tree: like a verification.
-        weight, rows = torch.ones(8192, 2048, dtype=kind), torch.ones(12, 2048, dtype=kind)
-        laps = []
-        for _ in range(6):
-            begin = time.perf_counter()
-            torch.nn.functional.linear(rows, weight)
-            laps.append(time.perf_counter() - begin)
-        best[kind] = min(laps)
-    return "bfloat16" if best[torch.bfloat16] <= best[torch.float32] else "float32"
 
 
 def _conclude(
