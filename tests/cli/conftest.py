@@ -47,8 +47,9 @@ def run() -> Run:
 
 
 @pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Commands set the number of threads of their process, which here is the tests' own."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
