@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hasspec.target import Target
 from tiny_models import build_model, build_tokenizer
 
 # Tiny matrices only lose time to more threads, and no test may starve its neighbours.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
