@@ -204,7 +204,10 @@ class TokenStore:
             raise ValueError(f"{path}: shard cannot be read ({error}); {advice}") from error
         if hashlib.sha256(content).hexdigest() != shard.sha256:
             raise ValueError(f"{path}: shard differs from what was written; {advice}")
-        table = pq.read_table(pa.BufferReader(content), schema=_SCHEMA)
+        # The shards are small, and without threads no pool is left at the interpreter's exit.
+        table = pq.read_table(
+            pa.BufferReader(content), schema=_SCHEMA, use_threads=False, pre_buffer=False
+        )
         for batch in table.to_batches(max_chunksize=256):
             for row in batch.to_pylist():
                 edges = row.pop("answer_spans")
