@@ -12,10 +12,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 hasspec=${HASSPEC:-hasspec}
 target=smollm2-135m
 
-"$hasspec" synth $target --out "$work/stores/mbpp" --prompts "$prompts/mbpp.jsonl" --seed 1
+"$hasspec" synth $target --out "$work/stores/mbpp" --prompts "$prompts/mbpp.jsonl" \
+    --limit 787 --seed 1
 "$hasspec" synth $target --out "$work/stores/gsm8k" --prompts "$prompts/gsm8k_train.jsonl" \
-    --shuffle --limit 1600 --seed 2
-"$hasspec" synth $target --out "$work/stores/chat" --magpie 1500 --seed 3
+    --shuffle --limit 649 --seed 2
+"$hasspec" synth $target --out "$work/stores/chat" --magpie 705 --seed 3
 
 for head in hass eagle; do
     "$hasspec" train $target --dtype bfloat16 --cache "$work/features" \
