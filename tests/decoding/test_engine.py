@@ -57,13 +57,25 @@ def test_greedy_equals_transformers_for_every_family_and_tree(tiny_target_factor
     ids=str,
 )
 def test_a_seed_gives_the_same_tokens_with_and_without_any_head(tiny_target, sampling):
-    plain = Decoder(tiny_target).generate([9, 8, 7], max_new_tokens=50, sampling=sampling)
+    plain = Decoder(tiny_target).generate([9, 8, 7], max_new_tokens=30, sampling=sampling)
     for seed in range(2):
         head = random_head(tiny_target, seed)
         for tree in TREES:
             decoder = Decoder(tiny_target, head, tree=TreeSpec.parse(tree))
-            found = decoder.generate([9, 8, 7], max_new_tokens=50, sampling=sampling)
+            found = decoder.generate([9, 8, 7], max_new_tokens=30, sampling=sampling)
             assert found.token_ids == plain.token_ids
+
+
+def test_greedy_with_a_penalty_equals_transformers(tiny_target):
+    prompt = [9, 8, 7, 9]
+    ids = tiny_target.model.generate(
+        torch.tensor([prompt]), max_new_tokens=40, do_sample=False, repetition_penalty=1.4
+    )
+    sampling = Sampling(repetition_penalty=1.4)
+    found = Decoder(tiny_target, random_head(tiny_target)).generate(
+        prompt, max_new_tokens=40, sampling=sampling
+    )
+    assert found.token_ids == ids[0, len(prompt) :].tolist()
 
 
 def test_other_seeds_give_other_tokens(tiny_target):
@@ -90,16 +102,15 @@ def test_reduced_draft_vocabulary_changes_acceptance_only(tiny_target):
 
 def test_the_context_end_is_reached_and_named(tiny_target):
     head = random_head(tiny_target)
-    prompt = torch.randint(3, 100, (tiny_target.max_length - 23,)).tolist()
-    plain = Decoder(tiny_target).generate(prompt, max_new_tokens=500)
-    assert plain.finish_reason in ("context", "eos")
     tiny_target.eos_ids = frozenset()
-    plain = Decoder(tiny_target).generate(prompt, max_new_tokens=500)
-    assert (plain.finish_reason, len(plain.token_ids)) == ("context", 23)
-    for tree in TREES:
-        decoder = Decoder(tiny_target, head, tree=TreeSpec.parse(tree))
-        found = decoder.generate(prompt, max_new_tokens=500)
-        assert (found.token_ids, found.finish_reason) == (plain.token_ids, "context")
+    for left in (1, 2, 23):
+        prompt = [3 + (7 * i) % 97 for i in range(tiny_target.max_length - left)]
+        plain = Decoder(tiny_target).generate(prompt, max_new_tokens=500)
+        assert (plain.finish_reason, len(plain.token_ids)) == ("context", left)
+        for tree in TREES:
+            decoder = Decoder(tiny_target, head, tree=TreeSpec.parse(tree))
+            found = decoder.generate(prompt, max_new_tokens=500)
+            assert (found.token_ids, found.finish_reason) == (plain.token_ids, "context")
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
@@ -166,14 +177,21 @@ def test_drafted_tree_equals_a_computation_without_cache(tiny_target):
     tokens = [5, 6, 7, 8, 9, 10]
     feature_TD = tiny_target.features(torch.tensor([tokens[:-1]]))[0]
     spec = TreeSpec(4, 3, 14)
-    drafter = Drafter(tiny_target, head, DraftVocabulary(tiny_target), 32, spec)
+    seen: list[torch.Tensor] = []
+
+    class Watched(DraftVocabulary):
+        def logits(self, feature: torch.Tensor) -> torch.Tensor:
+            seen.append(feature)
+            return super().logits(feature)
+
+    drafter = Drafter(tiny_target, head, Watched(tiny_target), 32, spec)
     # In two pieces, as decoding does after each round.
     drafter.extend(torch.tensor(tokens[1:4]), feature_TD[:3])
     drafter.extend(torch.tensor(tokens[4:]), feature_TD[3:])
     tree = drafter.propose(tokens[-1], spec)
     assert drafter.cache.length == len(tokens) - 1
 
-    def log_probs_after(path: list[int]) -> torch.Tensor:
+    def drafted_after(path: list[int]) -> torch.Tensor:
         features = [feature_TD]
         for count in range(len(path) + 1):
             ids = tokens[1:] + path[:count]
@@ -183,14 +201,17 @@ def test_drafted_tree_equals_a_computation_without_cache(tiny_target):
                 torch.arange(len(ids))[None],
             )
             features.append(drafted[0, -1:])
-        return torch.log_softmax(tiny_target.logits(features[-1])[0], -1)
+        return features[-1]
 
     pool: dict[tuple[int, ...], float] = {}
     frontier: dict[tuple[int, ...], float] = {(): 0.0}
-    for _ in range(spec.depth):
+    for depth in range(spec.depth):
+        feature_FD = torch.cat([drafted_after(list(path)) for path in frontier])
+        torch.testing.assert_close(seen[depth], feature_FD)
+        log_prob_FV = torch.log_softmax(tiny_target.logits(feature_FD), -1)
         level = {}
-        for path, score in frontier.items():
-            values, ids = log_probs_after(list(path)).topk(spec.width)
+        for (path, score), log_prob_V in zip(frontier.items(), log_prob_FV, strict=True):
+            values, ids = log_prob_V.topk(spec.width)
             for value, token in zip(values.tolist(), ids.tolist(), strict=True):
                 level[(*path, token)] = score + value
         pool |= level
@@ -214,6 +235,8 @@ def test_bad_requests_are_refused(tiny_target, tiny_target_factory):
         decoder.generate([5, 10**6])
     with pytest.raises(ValueError, match="max_new_tokens"):
         decoder.generate([5], max_new_tokens=0)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        decoder.stream([])  # at once, not at the first round
     with pytest.raises(ValueError, match="hidden size is 32"):
         Decoder(tiny_target_factory(hidden_size=64), random_head(tiny_target))
     with pytest.raises(ValueError, match="draft_vocab"):
@@ -243,12 +266,3 @@ def test_a_head_of_other_weights_is_warned_about(tiny_target):
 def test_bad_sampling_is_refused(values):
     with pytest.raises(ValueError, match="must be"):
         Sampling(**values)
-
-
-def test_greedy_identity_on_the_embedded_model(embedded_target):
-    head = random_head(embedded_target)
-    messages = [{"role": "user", "content": "Name three colours and add 17 and 25."}]
-    prompt = embedded_target.encode_chat(messages)
-    expected = transformers_greedy(embedded_target, prompt, 32)
-    found = Decoder(embedded_target, head).generate(messages, max_new_tokens=32)
-    assert found.token_ids == expected

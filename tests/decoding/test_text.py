@@ -12,7 +12,7 @@ from hasspec.decoding.text import AnswerText
 class ByteTokenizer:
     """One token a byte, so that characters and stop strings fall across tokens."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: list[int], **options: bool) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
@@ -45,8 +45,10 @@ def test_pieces_add_up_to_the_text_and_never_break_a_character(text, sizes):
 )
 def test_text_ends_before_the_first_stop_string(text, stop, sizes):
     answer = AnswerText(ByteTokenizer(), stop)
-    starts = [text.find(s) for s in stop if s in text]
-    expected = text[: min(starts)] if starts else text
+    # One token a character: the answer ends at the first prefix that holds a stop string.
+    prefixes = [text[:n] for n in range(len(text) + 1)]
+    ended = next((p for p in prefixes if any(s in p for s in stop)), None)
+    expected = text if ended is None else ended[: min(ended.find(s) for s in stop if s in ended)]
     given_so_far, n_tokens, stopped = "", 0, False
     for group in pieces(text, sizes):
         needed = answer.push(group)
@@ -56,18 +58,9 @@ def test_text_ends_before_the_first_stop_string(text, stop, sizes):
         assert expected.startswith(given_so_far)
         if stopped:
             break
-    given_so_far += answer.take(final=True)
-    assert stopped == bool(starts)
-    if stopped:
-        # The tokens end with the first one that completes a stop string.
-        assert any(s in text[:n_tokens] for s in stop)
-        assert not any(s in text[: n_tokens - 1] for s in stop)
-        assert (
-            given_so_far
-            == text[: min(text[:n_tokens].find(s) for s in stop if s in text[:n_tokens])]
-        )
-    else:
-        assert given_so_far == text
+    assert stopped == (ended is not None)
+    assert n_tokens == len(text if ended is None else ended)
+    assert given_so_far + answer.take(final=True) == expected
 
 
 def test_an_emoji_across_tokens_is_held_back():
@@ -77,6 +70,31 @@ def test_an_emoji_across_tokens_is_held_back():
     assert answer.take() == ""
     answer.push(smile[2:])
     assert answer.take() == "🙂"
+
+
+def test_an_incomplete_character_neither_hides_nor_completes_a_stop_string():
+    answer = AnswerText(ByteTokenizer(), ["end", "\ufffd"])
+    smile = list("🙂".encode())
+    assert answer.push([*b"the ", *smile[:3]]) is None
+    assert answer.take() == "the "
+    assert answer.push([*smile[3:], *b" en"]) is None
+    assert answer.take() == "🙂 "
+    assert answer.push([*b"d", *smile[:1]]) == 1
+    assert answer.take(final=True) == ""
+
+
+def test_the_real_tokenizer_streams_what_it_decodes(embedded_target):
+    """Accents, CJK and emoji of several tokens each, in groups as rounds would give them."""
+    text = "Fünf 猫 say: 🙂👩‍🚀!\n  if x == 42:\n\treturn 'naïve'  "
+    ids = embedded_target.tokenizer(text)["input_ids"]
+    for size in (1, 2, 3):
+        answer = AnswerText(embedded_target.tokenizer)
+        given_so_far = ""
+        for start in range(0, len(ids), size):
+            answer.push(ids[start : start + size])
+            given_so_far += answer.take()
+            assert text.startswith(given_so_far)
+        assert given_so_far + answer.take(final=True) == text
 
 
 def test_bad_stop_strings_are_refused():

@@ -65,8 +65,9 @@ class Decoder:
     ) -> Generation:
         """Decode a whole answer; the arguments are those of :meth:`stream`."""
         generation = Generation([])
-        rounds = self._run(generation, prompt, max_new_tokens, sampling, stop)
-        for _ in rounds:
+        for _ in self.stream(
+            prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, into=generation
+        ):
             pass
         return generation
 
@@ -88,30 +89,26 @@ class Decoder:
             stop: strings that end the answer; its text ends before them.
             into: filled with the whole answer while the rounds are read.
 
-        Yields:
+        Returns:
             One round a target forward; the first is the prefill. Their texts add up to the
             answer's.
 
         Raises:
-            ValueError: empty prompt, prompt too long for the target, or invalid limits.
+            ValueError: empty prompt, prompt too long for the target, or invalid limits; raised
+                here, before the first round.
         """
-        generation = Generation([]) if into is None else into
-        yield from self._run(generation, prompt, max_new_tokens, sampling, stop)
-
-    def _run(
-        self,
-        generation: Generation,
-        prompt: Prompt,
-        max_new_tokens: int,
-        sampling: Sampling,
-        stop: Sequence[str],
-    ) -> Iterator[Round]:
-        prompt_ids = self._encode(prompt)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        limit = min(self.target.max_length, len(prompt_ids) + max_new_tokens)
-        generation.prompt_ids = prompt_ids
+        generation = Generation([]) if into is None else into
+        generation.prompt_ids = self._encode(prompt)
         text = AnswerText(self.target.tokenizer, stop)
+        return self._run(generation, max_new_tokens, sampling, text)
+
+    def _run(
+        self, generation: Generation, max_new_tokens: int, sampling: Sampling, text: AnswerText
+    ) -> Iterator[Round]:
+        prompt_ids = generation.prompt_ids
+        limit = min(self.target.max_length, len(prompt_ids) + max_new_tokens)
         stopwatch = Stopwatch(self.target.device)
         generation.time = stopwatch.split
         with torch.inference_mode():

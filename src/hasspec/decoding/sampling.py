@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -75,13 +76,14 @@ class Sampler:
             if sampling.top_k:
                 self._processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
-                self._processors.append(TopPLogitsWarper(sampling.top_p))
+                self._processors.append(Nucleus(sampling.top_p))
 
     def process(self, logit_V: Tensor, context_ids: Sequence[int]) -> Tensor:
         """Processed logits ``[V]`` in at least float32, given all tokens so far."""
-        wide = torch.promote_types(logit_V.dtype, torch.float32)
-        ids_1T = torch.tensor([list(context_ids)], device=logit_V.device)
-        return self._processors(ids_1T, logit_V[None].to(wide))[0]
+        wide_1V = logit_V[None].to(torch.promote_types(logit_V.dtype, torch.float32))
+        seen = context_ids if self.sampling.repetition_penalty != 1 else ()
+        ids_1T = torch.tensor([list(seen)], dtype=torch.long, device=logit_V.device)
+        return self._processors(ids_1T, wide_1V)[0]
 
     def probabilities(self, logit_V: Tensor, context_ids: Sequence[int]) -> Tensor:
         """The law of the next token, float64 ``[V]``; at temperature 0 all on one token."""
@@ -103,10 +105,37 @@ class Sampler:
         return float(np.random.default_rng([self.sampling.seed, index]).random())
 
 
+class Nucleus(LogitsProcessor):
+    """Top-p as in transformers, which sorts the whole vocabulary; here only its head is.
+
+    A token stays if the tokens more likely than it have less than ``top_p`` in all.
+
+    Args:
+        top_p: probability to keep, in (0, 1).
+        head: how many of the most likely tokens are tried first; if they have too little
+            probability, transformers' own processor does the work.
+    """
+
+    def __init__(self, top_p: float, head: int = 1024):
+        self._top_p, self._head = top_p, head
+        self._whole = TopPLogitsWarper(top_p)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``[1, V]`` with those outside the nucleus at minus infinity."""
+        value_1K, index_1K = scores.topk(min(self._head, scores.shape[-1]), dim=-1)
+        law_1K = (value_1K - scores.logsumexp(-1, keepdim=True)).exp()
+        above_1K = law_1K.cumsum(-1) - law_1K
+        if above_1K[0, -1] < self._top_p and scores.shape[-1] > self._head:
+            return self._whole(input_ids, scores)
+        kept_1K = value_1K.masked_fill(above_1K >= self._top_p, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(-1, index_1K, kept_1K)
+
+
 def invert(law_V: Tensor, uniform: float) -> int:
     """The token at ``uniform`` of the cumulative law; never one of probability 0."""
     cumulative_V = law_V.cumsum(0)
-    threshold = uniform * cumulative_V[-1]
-    token = int(torch.searchsorted(cumulative_V, threshold, right=True))
-    # Rounding at the very end must not step past the last possible token.
-    return min(token, int(law_V.nonzero()[-1, 0]))
+    token = int(torch.searchsorted(cumulative_V, uniform * cumulative_V[-1], right=True))
+    if token < len(law_V):
+        return token
+    # Rounding stepped past the very end, and so past the last possible token.
+    return int(law_V.nonzero()[-1, 0])

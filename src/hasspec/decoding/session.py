@@ -55,7 +55,7 @@ class Session:
         if self._drafter is not None:
             next_T = torch.tensor(self.token_ids[1:], device=self._target.device)
             self._drafter.extend(next_T, feature_TD)
-            self._stopwatch.lap("prefill")
+            self._stopwatch.lap("prefill", wait=True)
         return [token]
 
     def round(self) -> tuple[list[int], DraftTree, int]:
@@ -70,7 +70,8 @@ class Session:
         logit_NV = self._target.logits(feature_ND)
         greedy = self._sampler.sampling.is_plain_argmax
         best_N = logit_NV.argmax(-1).tolist() if greedy else None
-        self._stopwatch.lap("verify")
+        # Acceptance reads the logits next, so nothing is lost by waiting for them.
+        self._stopwatch.lap("verify", wait=True)
         path, emitted = accept(
             tree, lambda node, so_far: self._choose(logit_NV, best_N, node, so_far)
         )
