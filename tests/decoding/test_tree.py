@@ -90,9 +90,9 @@ def test_builder_chooses_the_nodes_of_the_definition(depth, width, budget, vocab
 def test_log_probability_rounded_above_zero_keeps_parents():
     """A child must never outrank its parent, or it would be chosen without it."""
     builder = TreeBuilder(TreeSpec(depth=3, width=1, budget=3))
-    for _ in range(3):
-        builder.propose(np.array([[1]]), np.array([[1e-7]]))
-    assert builder.finish(0).depth_N == [0, 1, 2]
+    for token in (1, 2, 3):
+        builder.propose(np.array([[token]]), np.array([[1e-7]]))
+    assert builder.finish(0) == DraftTree([0, 1, 2], [-1, 0, 1], [0, 1, 2])
 
 
 @pytest.mark.parametrize(
