@@ -76,7 +76,11 @@ class Session:
             tree, lambda node, so_far: self._choose(logit_NV, best_N, node, so_far)
         )
         path_K = torch.tensor(path, device=self._target.device)
-        self._cache.keep(n_past, path_K)
+        if path == list(range(len(path))):
+            # Already where it belongs; so it is in all plain decoding.
+            self._cache.truncate(n_past + len(path))
+        else:
+            self._cache.keep(n_past, path_K)
         self.token_ids += emitted
         self._stopwatch.lap("other")
         if self._drafter is not None:
