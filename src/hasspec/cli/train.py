@@ -43,6 +43,7 @@ def train(
     from hasspec.target import Target
     from hasspec.training import Trainer, load_recipe
     from hasspec.training.batches import example_of
+    from hasspec.training.validation import set_aside
 
     if threads:
         torch.set_num_threads(threads)
@@ -57,6 +58,8 @@ def train(
         examples += [
             example_of(c, min(settings.max_length, loaded.max_length)) for c in conversations
         ]
+    n_held_out = settings.validation.conversations
+    examples, held_out = set_aside(examples, n_held_out, settings.seed)
     trainer = Trainer(
         loaded,
         examples,
@@ -65,6 +68,7 @@ def train(
         out,
         provenance=provenance,
         init=load_head(init, target=loaded) if init else None,
+        held_out=held_out,
     )
     _describe(trainer, console)
     finished = _run(trainer, console)
@@ -156,6 +160,14 @@ def _run(trainer: Trainer, console: Console) -> bool:
                     f"{progress.seconds_left / 60:.0f} min left"
                 )
                 bar.update(task, completed=progress.step, description=description)
+                if progress.held_out:
+                    alpha = " ".join(f"{value or 0:.3f}" for value in progress.held_out.alpha)
+                    bar.console.print(
+                        f"step {progress.step}: on held-out text, alpha {alpha}  "
+                        f"chain tau {progress.held_out.chain_tau:.3f}",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
                 if not console.is_terminal:
                     console.print(description, highlight=False, soft_wrap=True)
 

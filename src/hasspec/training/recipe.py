@@ -58,6 +58,14 @@ class Vocabulary(_Section):
     sampled: int = Field(0, ge=0)
 
 
+class Validation(_Section):
+    """Conversations that are set aside and never trained on, to see how far guesses hold there."""
+
+    conversations: int = Field(0, ge=0, description="how many; 0 measures nothing")
+    every: int = Field(200, ge=1, description="optimiser steps between two measurements")
+    depth: int = Field(6, ge=1, le=16, description="length of the chains")
+
+
 class Recipe(_Section):
     """A training run, complete but for target and data."""
 
@@ -71,6 +79,7 @@ class Recipe(_Section):
     objective: Objective = Objective()
     optimisation: Optimisation = Optimisation()
     vocabulary: Vocabulary = Vocabulary()
+    validation: Validation = Validation()
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:

@@ -19,12 +19,16 @@ from hasspec.training.features import FeatureSource
 from hasspec.training.recipe import Optimisation, Recipe
 from hasspec.training.run_folder import RunFolder
 from hasspec.training.step import StepSums, training_loss
+from hasspec.training.validation import ChainAcceptance, Validation
 from hasspec.training.vocabulary import TrainingVocabulary, answer_token_counts, frequent_tokens
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one logged step reports; losses and accuracies per alignment step, per token."""
+    """What one logged step reports; losses and accuracies per alignment step, per token.
+
+    ``held_out`` is there at the steps that measure it, see :class:`Validation`.
+    """
 
     step: int
     steps: int
@@ -33,6 +37,7 @@ class Progress:
     tokens_per_second: float
     seconds_left: float
     record: dict[str, Any]
+    held_out: ChainAcceptance | None = None
 
 
 def learning_rate(optimisation: Optimisation, step: int) -> float:
@@ -83,6 +88,7 @@ class Trainer:
         out: folder of the head and of its run; resumed if it holds an interrupted run.
         provenance: what to record about target and data.
         init: a head to start from instead of random weights.
+        held_out: conversations that are none of ``examples``, to measure acceptance on.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class Trainer:
         *,
         provenance: dict[str, Any] | None = None,
         init: DraftHead | None = None,
+        held_out: Sequence[Example] = (),
     ):
         self.target, self.examples, self.features, self.recipe = target, examples, features, recipe
         self.provenance = provenance or {}
@@ -113,9 +120,13 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.tokens = state["step"], state["tokens"]
             self.run.forget_after(self.step)
+        self.last_held_out: dict[str, Any] | None = None
         self.frequent_N, self.coverage = self._frequent()
         self.vocabulary = TrainingVocabulary(
             target, self.frequent_N, recipe.vocabulary.sampled, recipe.seed
+        )
+        self.validation = (
+            Validation(target, held_out, recipe.validation.depth) if held_out else None
         )
 
     def train(
@@ -139,13 +150,15 @@ class Trainer:
         first, tokens_logged = self.step, self.tokens
         while self.step < recipe.optimisation.steps:
             loss, sums = self._optimise(next(order))
-            if self.step % recipe.log_every == 0 or self.step == recipe.optimisation.steps:
+            held_out = self._validate()
+            last = self.step == recipe.optimisation.steps
+            if self.step % recipe.log_every == 0 or held_out or last:
                 now = time.monotonic()
                 rate = (self.tokens - tokens_logged) / max(now - logged, 1e-9)
                 logged, tokens_logged = now, self.tokens
                 pace = (now - started) / (self.step - first)
                 left = pace * (recipe.optimisation.steps - self.step)
-                progress = self._progress(loss, sums, rate, left)
+                progress = self._progress(loss, sums, rate, left, held_out)
                 self.run.log(progress.record)
                 if on_progress:
                     on_progress(progress)
@@ -174,10 +187,7 @@ class Trainer:
         recipe = self.recipe
         batch = collate(self.examples, index_B, self.target.device)
         feature_BTD = self.features.features(batch)
-        autocast = torch.autocast(
-            self.target.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-        )
-        with autocast:
+        with self._autocast():
             loss, sums = training_loss(
                 self.head,
                 self.target,
@@ -198,6 +208,19 @@ class Trainer:
         self.step += 1
         self.tokens += len(batch.root_M)
         return loss.detach(), sums
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.target.device.type, torch.bfloat16, enabled=enabled)
+
+    def _validate(self) -> ChainAcceptance | None:
+        due = (
+            self.step % self.recipe.validation.every == 0
+            or self.step == self.recipe.optimisation.steps
+        )
+        if self.validation is None or not due:
+            return None
+        return self.validation.measure(self.head, self.frequent_N, self._autocast)
 
     def _noise(self, feature_BTD: Tensor) -> Tensor | None:
         width = self.recipe.optimisation.feature_noise
@@ -220,7 +243,14 @@ class Trainer:
         count_V = answer_token_counts(self.examples, self.target.vocab_size)
         return frequent_tokens(count_V, n_drafted)
 
-    def _progress(self, loss: Tensor, sums: StepSums, rate: float, seconds_left: float) -> Progress:
+    def _progress(
+        self,
+        loss: Tensor,
+        sums: StepSums,
+        rate: float,
+        seconds_left: float,
+        held_out: ChainAcceptance | None,
+    ) -> Progress:
         count_n = sums.count_n.clamp(min=1)
         accuracy = (sums.hit_n / count_n).tolist()
         record = {
@@ -233,8 +263,13 @@ class Trainer:
             "accuracy": accuracy,
             "lr": self.optimiser.param_groups[0]["lr"],
         }
+        if held_out:
+            record["held_out"] = {"alpha": held_out.alpha, "chain_tau": held_out.chain_tau}
+            self.last_held_out = record["held_out"]
         steps = self.recipe.optimisation.steps
-        return Progress(self.step, steps, loss.item(), accuracy, rate, seconds_left, record)
+        return Progress(
+            self.step, steps, loss.item(), accuracy, rate, seconds_left, record, held_out
+        )
 
     def _write_head(self) -> None:
         self.head.draft_vocab_N = self.frequent_N
@@ -249,6 +284,7 @@ class Trainer:
                 "optimiser_steps": self.step,
                 "answer_token_passes": self.tokens,
                 "draft_vocab_coverage": self.coverage,
+                "held_out": self.last_held_out,
             },
         }
         save_head(self.head, self.run.out)
