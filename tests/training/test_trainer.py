@@ -13,8 +13,8 @@ import torch
 from hasspec.draft import load_head
 from hasspec.target import Target
 from hasspec.training import Recipe, Trainer, load_recipe
-from hasspec.training.batches import batch_order, collate, example_of
-from hasspec.training.features import CachedFeatures, ComputedFeatures, build_cache, cache_key
+from hasspec.training.batches import batch_order, example_of
+from hasspec.training.features import ComputedFeatures
 from hasspec.training.trainer import learning_rate
 
 
@@ -122,23 +122,6 @@ def test_delay_trains_one_step_first(tiny_target, examples, tmp_path):
     assert trainer(tiny_target, examples, tmp_path, **{"alignment.delay": 0.5}).train()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["accuracy"]) for line in lines] == [1] * 6 + [3] * 6
-
-
-def test_cached_features_equal_computed_ones(tiny_target_factory, examples, tmp_path):
-    target = tiny_target_factory()
-    folder = tmp_path / cache_key(examples, target)
-    seen: list[int] = []
-    build_cache(folder, examples, target, on_progress=lambda done, total: seen.append(done))
-    assert seen[-1] == sum(len(e.token_T) for e in examples)
-    batch = collate(examples, [3, 0, 7], "cpu")
-    cached = CachedFeatures(folder, examples, target).features(batch)
-    computed = ComputedFeatures(target).features(batch).bfloat16().float()
-    for row, length in enumerate(batch.length_B):
-        torch.testing.assert_close(cached[row, :length], computed[row, :length], rtol=0.02, atol=0)
-        assert not cached[row, length:].any()
-    (folder / "features.bin").write_bytes(b"short")
-    with pytest.raises(ValueError, match="delete its folder"):
-        CachedFeatures(folder, examples, target)
 
 
 def test_batch_order_sees_everything_once_an_epoch_and_can_start_anywhere(examples):

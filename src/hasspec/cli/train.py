@@ -104,21 +104,20 @@ def _feature_source(
 ) -> FeatureSource:
     from rich.progress import Progress, TimeRemainingColumn
 
-    from hasspec.training.features import CachedFeatures, ComputedFeatures, build_cache, cache_key
+    from hasspec.training.feature_cache import CachedFeatures, FeatureCache
+    from hasspec.training.features import ComputedFeatures
 
     if cache is None:
         return ComputedFeatures(target)
-    folder = cache / cache_key(examples, target)
+    store = FeatureCache(cache, target)
     columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("target features", total=None)
-        build_cache(
-            folder,
+        store.add(
             examples,
-            target,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    return CachedFeatures(folder, examples, target)
+    return CachedFeatures(store, examples, target)
 
 
 def _describe(trainer: Trainer, console: Console) -> None:

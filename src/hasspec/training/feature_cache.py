@@ -1,0 +1,174 @@
+"""A disk cache of target features that grows with the data.
+
+Worth its disk where the target's forward dominates a training step. A folder a target holds
+*segments*: ``NAME.bin`` (bfloat16, row-major ``[tokens, D]``) and ``NAME.json`` (which sequences
+lie where). A segment appears whole or not at all and never changes, so an interrupted build goes
+on where it stopped, data that has grown costs only what is new, and two runs may share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hasspec.target import Target
+from hasspec.training.batches import Batch, Example
+
+_TOKENS_A_FORWARD = 4096
+_TOKENS_A_SEGMENT = 1 << 17
+
+
+class FeatureCache:
+    """Features of sequences under one target, on disk.
+
+    Args:
+        folder: shared by all targets; this one's segments lie in a subfolder of their own.
+        target: whose features they are.
+
+    Raises:
+        ValueError: a segment is damaged.
+    """
+
+    def __init__(self, folder: Path, target: Target):
+        self._target = target
+        about = f"{target.fingerprint()} {target.dtype}".encode()
+        self.folder = folder / hashlib.sha256(about).hexdigest()[:16]
+        self._place: dict[str, tuple[np.memmap, int]] = {}
+        self._known: set[str] = set()
+        self._refresh()
+
+    def missing(self, examples: Sequence[Example]) -> list[Example]:
+        """Those whose features are not here, each once."""
+        wanted = {_digest(example): example for example in examples}
+        return [example for digest, example in wanted.items() if digest not in self._place]
+
+    def add(
+        self,
+        examples: Sequence[Example],
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compute and store the features that are missing.
+
+        Args:
+            on_progress: called with (tokens done, tokens in all).
+        """
+        missing = self.missing(examples)
+        total = sum(len(example.token_T) for example in missing)
+        done = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for segment in _pieces(missing, _TOKENS_A_SEGMENT):
+            rows: dict[str, Tensor] = {}
+            for group in _groups(segment):
+                rows |= self._compute(group)
+                done += sum(len(example.token_T) for example in group)
+                if on_progress:
+                    on_progress(done, total)
+            self._write(rows)
+        self._refresh()
+
+    def rows(self, example: Example) -> np.ndarray:
+        """Features of a stored sequence as raw bfloat16 (uint16 ``[T, D]``), not yet read."""
+        segment, start = self._place[_digest(example)]
+        return segment[start : start + len(example.token_T)]
+
+    def _compute(self, group: Sequence[Example]) -> dict[str, Tensor]:
+        longest = max(len(example.token_T) for example in group)
+        token_BT = torch.zeros(len(group), longest, dtype=torch.long)
+        for row, example in enumerate(group):
+            token_BT[row, : len(example.token_T)] = torch.from_numpy(example.token_T)
+        with torch.inference_mode():
+            feature_BTD = self._target.features(token_BT.to(self._target.device))
+        feature_BTD = feature_BTD.to("cpu", torch.bfloat16)
+        return {
+            _digest(example): feature_BTD[row, : len(example.token_T)]
+            for row, example in enumerate(group)
+        }
+
+    def _write(self, rows: dict[str, Tensor]) -> None:
+        name = uuid.uuid4().hex[:12]
+        partial = self.folder / f"{name}.partial"
+        stored = torch.cat(list(rows.values())).contiguous().view(torch.uint16).numpy()
+        stored.tofile(partial)
+        os.replace(partial, self.folder / f"{name}.bin")
+        lengths = {digest: len(feature_TD) for digest, feature_TD in rows.items()}
+        # The index comes last: without it the features beside it are not there.
+        partial.write_text(json.dumps({"lengths": lengths}), encoding="utf-8")
+        os.replace(partial, self.folder / f"{name}.json")
+
+    def _refresh(self) -> None:
+        for index in sorted(self.folder.glob("*.json")):
+            if index.name in self._known:
+                continue
+            lengths = json.loads(index.read_text(encoding="utf-8"))["lengths"]
+            shape = (sum(lengths.values()), self._target.hidden_size)
+            file = index.with_suffix(".bin")
+            n_bytes = file.stat().st_size if file.is_file() else 0
+            if n_bytes != shape[0] * shape[1] * 2:
+                raise ValueError(
+                    f"the feature cache {file} has {n_bytes} bytes, expected "
+                    f"{shape[0] * shape[1] * 2}; delete {index} and it is computed again"
+                )
+            segment = np.memmap(file, dtype=np.uint16, mode="r", shape=shape)
+            start = 0
+            for digest, length in lengths.items():
+                self._place[digest] = (segment, start)
+                start += length
+            self._known.add(index.name)
+
+
+class CachedFeatures:
+    """Reads the features of training batches from a :class:`FeatureCache` that holds them all."""
+
+    def __init__(self, cache: FeatureCache, examples: Sequence[Example], target: Target):
+        self._device, self._dtype = target.device, target.dtype
+        self._width = target.hidden_size
+        self._rows = [cache.rows(example) for example in examples]
+
+    def features(self, batch: Batch) -> Tensor:
+        """``[B, T, D]`` features of a batch, in the target's dtype, zero where padded."""
+        n_batch, longest = batch.token_BT.shape
+        feature_BTD = torch.zeros(n_batch, longest, self._width, dtype=torch.bfloat16)
+        for row, index in enumerate(batch.index_B):
+            stored = self._rows[index]
+            feature_BTD[row, : len(stored)] = torch.from_numpy(stored.copy()).view(torch.bfloat16)
+        return feature_BTD.to(self._device, self._dtype)
+
+
+def _digest(example: Example) -> str:
+    token_bytes = example.token_T.astype(np.int32).tobytes()
+    return hashlib.blake2b(token_bytes, digest_size=12).hexdigest()
+
+
+def _pieces(examples: Sequence[Example], n_tokens: int) -> Iterator[list[Example]]:
+    """Consecutive stretches of about ``n_tokens`` tokens."""
+    piece: list[Example] = []
+    size = 0
+    for example in examples:
+        piece.append(example)
+        size += len(example.token_T)
+        if size >= n_tokens:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _groups(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Examples of like length, padded to about ``_TOKENS_A_FORWARD`` tokens a group."""
+    group: list[Example] = []
+    for example in sorted(examples, key=lambda example: len(example.token_T)):
+        if group and (len(group) + 1) * len(example.token_T) > _TOKENS_A_FORWARD:
+            yield group
+            group = []
+        group.append(example)
+    if group:
+        yield group
