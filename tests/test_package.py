@@ -14,6 +14,7 @@ import hasspec
 
 SOURCE = Path(hasspec.__file__).parent
 LAYERS = [
+    "files",
     "heads",
     "target",
     "draft",

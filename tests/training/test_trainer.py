@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hasspec.draft import load_head
+from hasspec.files import sole_writer
 from hasspec.target import Target
 from hasspec.training import Recipe, Trainer, load_recipe
 from hasspec.training.batches import batch_order, example_of
@@ -132,6 +133,16 @@ def test_batch_order_sees_everything_once_an_epoch_and_can_start_anywhere(exampl
     for start in (0, 3, len(epoch), len(epoch) + 2):
         resumed = batch_order(examples, 4, seed=7, start=start)
         assert [next(resumed) for _ in range(4)] == (epoch + following)[start : start + 4]
+
+
+def test_two_runs_do_not_share_a_folder(tiny_target, examples, tmp_path):
+    run = trainer(tiny_target, examples, tmp_path)
+    with (
+        sole_writer(tmp_path / "run"),
+        pytest.raises(ValueError, match="being written by another process"),
+    ):
+        run.train()
+    assert run.step == 0
 
 
 def test_data_without_answers_is_refused(tiny_target):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
+
+from hasspec.files import write_atomically
 
 FORMAT_VERSION = 1
 _INDEX = "store.json"
@@ -231,7 +232,7 @@ class TokenStore:
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
         content = sink.getvalue().to_pybytes()
         file = f"shard-{len(self.metadata.shards):05d}.parquet"
-        _write_atomically(self.path / file, content)
+        write_atomically(self.path / file, content)
         return Shard(
             file=file,
             sha256=hashlib.sha256(content).hexdigest(),
@@ -246,7 +247,7 @@ class TokenStore:
 
     def _write_index(self) -> None:
         text = self.metadata.model_dump_json(indent=1)
-        _write_atomically(self.path / _INDEX, text.encode())
+        write_atomically(self.path / _INDEX, text)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -292,12 +293,3 @@ def _differences(stored: StoreMetadata, wanted: StoreMetadata) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

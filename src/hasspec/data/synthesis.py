@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hasspec.data.generation import generate
 from hasspec.data.sources import AnswerSettings, Source, StoredScript
 from hasspec.data.store import Conversation, TokenStore
+from hasspec.files import sole_writer
 from hasspec.target import Target
 
 
@@ -52,30 +53,33 @@ def write_store(
         report: called after every conversation.
 
     Raises:
-        ValueError: the context wanted is beyond the target's.
+        ValueError: the context wanted is beyond the target's, or another process writes there.
     """
     if settings.max_context > target.max_length:
         raise ValueError(
             f"max_context {settings.max_context} is beyond the {target.max_length} tokens of "
             f"target {target.name!r}"
         )
-    counts = Counter(store.metadata.progress)
-    for source in sources:
-        source.restore(store)
-        writer = _OrderedWriter(source, store, counts, shard_size, shard_seconds, report)
-        try:
-            for script in generate(
-                target,
-                writer.next_script,
-                rows=rows,
-                capacity=settings.max_context,
-                refill=max(1, rows // 12),
-            ):
-                writer.add(script)
-            writer.add_rejected()
-        finally:
-            writer.flush()
-    store.append([], progress=counts, complete=True)
+    with sole_writer(store.path):
+        # Another run may have written on since the store was opened.
+        store.metadata = TokenStore.open(store.path).metadata
+        counts = Counter(store.metadata.progress)
+        for source in sources:
+            source.restore(store)
+            writer = _OrderedWriter(source, store, counts, shard_size, shard_seconds, report)
+            try:
+                for script in generate(
+                    target,
+                    writer.next_script,
+                    rows=rows,
+                    capacity=settings.max_context,
+                    refill=max(1, rows // 12),
+                ):
+                    writer.add(script)
+                writer.add_rejected()
+            finally:
+                writer.flush()
+        store.append([], progress=counts, complete=True)
 
 
 class _OrderedWriter:

@@ -8,7 +8,6 @@ read. Beside them, ignored by those engines: ``hasspec.json`` (provenance) and
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import LlamaConfig
 
 from hasspec.draft.config import DraftConfig, rope_of
 from hasspec.draft.head import DraftHead
+from hasspec.files import replacing, write_atomically
 from hasspec.target import Target
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -39,9 +39,8 @@ def save_head(head: DraftHead, path: str | Path, *, dtype: torch.dtype = torch.b
         name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in head.state_dict().items()
     }
-    partial = folder / "model.safetensors.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as partial:
+        save_file(weights, partial, metadata={"format": "pt"})
     _write_json(folder / "config.json", _config_json(head.config, dtype))
     _write_json(folder / "hasspec.json", head.metadata)
     if head.draft_vocab_N is not None:
@@ -203,6 +202,4 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(value, indent=indent) + "\n")

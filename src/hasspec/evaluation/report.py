@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from hasspec.evaluation.bootstrap import Interval
+from hasspec.files import write_atomically
 
 ALL_FILES = "all"
 SHOWN_DEPTHS = 6
@@ -69,9 +69,7 @@ def speed_table(summary: dict[str, Any]) -> Table:
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
     """Write whole or not at all; numbers that do not exist are null."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def _groups(summary: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hasspec.files import replacing, write_atomically
 from hasspec.target import Target
 from hasspec.training.batches import Batch, Example
 
@@ -95,14 +95,12 @@ class FeatureCache:
 
     def _write(self, rows: dict[str, Tensor]) -> None:
         name = uuid.uuid4().hex[:12]
-        partial = self.folder / f"{name}.partial"
         stored = torch.cat(list(rows.values())).contiguous().view(torch.uint16).numpy()
-        stored.tofile(partial)
-        os.replace(partial, self.folder / f"{name}.bin")
+        with replacing(self.folder / f"{name}.bin") as partial:
+            stored.tofile(partial)
         lengths = {digest: len(feature_TD) for digest, feature_TD in rows.items()}
         # The index comes last: without it the features beside it are not there.
-        partial.write_text(json.dumps({"lengths": lengths}), encoding="utf-8")
-        os.replace(partial, self.folder / f"{name}.json")
+        write_atomically(self.folder / f"{name}.json", json.dumps({"lengths": lengths}))
 
     def _refresh(self) -> None:
         for index in sorted(self.folder.glob("*.json")):

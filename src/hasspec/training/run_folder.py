@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import platform
 import sys
@@ -14,6 +13,7 @@ import torch
 import transformers
 import yaml
 
+from hasspec.files import replacing, write_atomically
 from hasspec.training.recipe import Recipe
 
 
@@ -56,13 +56,13 @@ class RunFolder:
             "transformers": transformers.__version__,
         }
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        _write_text(
+        write_atomically(
             about,
             json.dumps(
                 {"described": described, "command": command, "versions": versions}, indent=2
             ),
         )
-        _write_text(
+        write_atomically(
             self.folder / "recipe.yaml",
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         )
@@ -70,9 +70,8 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the resumable state; a kill leaves the previous one whole."""
-        partial = self.folder / "state.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "state.pt")
+        with replacing(self.folder / "state.pt") as partial:
+            torch.save(state, partial)
 
     def _load_state(self) -> dict[str, Any] | None:
         file = self.folder / "state.pt"
@@ -99,10 +98,4 @@ class RunFolder:
         # A killed process may leave half a line at the end.
         records = [json.loads(line) for line in lines if line.endswith("}")]
         kept = [json.dumps(record) for record in records if record["step"] <= step]
-        _write_text(file, "".join(line + "\n" for line in kept))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+        write_atomically(file, "".join(line + "\n" for line in kept))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hasspec.draft import DraftConfig, DraftHead, save_head
+from hasspec.files import sole_writer
 from hasspec.target import Target
 from hasspec.training.batches import Example, batch_order, collate
 from hasspec.training.features import FeatureSource
@@ -143,7 +144,16 @@ class Trainer:
 
         Returns:
             True when finished and the head is written, False when interrupted.
+
+        Raises:
+            ValueError: another process trains into the same folder.
         """
+        with sole_writer(self.run.folder):
+            return self._train(on_progress, interrupted)
+
+    def _train(
+        self, on_progress: Callable[[Progress], None] | None, interrupted: Callable[[], bool]
+    ) -> bool:
         recipe = self.recipe
         order = batch_order(self.examples, recipe.optimisation.batch, recipe.seed, start=self.step)
         saved = logged = started = time.monotonic()
