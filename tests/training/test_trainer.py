@@ -66,12 +66,14 @@ def test_training_lowers_the_loss_and_writes_a_head_that_loads(tiny_target, exam
     assert len(head.draft_vocab_N) == 60
 
 
-def test_interrupted_run_resumes_bit_for_bit(tiny_target, examples, tmp_path):
-    assert trainer(tiny_target, examples, tmp_path / "whole").train()
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_interrupted_run_resumes_bit_for_bit(tiny_target, examples, tmp_path, optimiser):
+    changes = {"optimisation.optimiser": optimiser}
+    assert trainer(tiny_target, examples, tmp_path / "whole", **changes).train()
 
-    first = trainer(tiny_target, examples, tmp_path / "parts")
+    first = trainer(tiny_target, examples, tmp_path / "parts", **changes)
     assert not first.train(interrupted=lambda: first.step == 5)
-    second = trainer(tiny_target, examples, tmp_path / "parts")
+    second = trainer(tiny_target, examples, tmp_path / "parts", **changes)
     assert second.step == 5
     assert second.train()
 

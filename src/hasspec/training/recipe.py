@@ -35,6 +35,7 @@ class Objective(_Section):
 
 
 class Optimisation(_Section):
+    optimiser: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(3e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)

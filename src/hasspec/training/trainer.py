@@ -17,6 +17,7 @@ from hasspec.files import sole_writer
 from hasspec.target import Target
 from hasspec.training.batches import Example, batch_order, collate
 from hasspec.training.features import FeatureSource
+from hasspec.training.optimiser import optimisers_of
 from hasspec.training.recipe import Optimisation, Recipe
 from hasspec.training.run_folder import RunFolder
 from hasspec.training.step import StepSums, training_loss
@@ -109,16 +110,12 @@ class Trainer:
         self.run = RunFolder(out)
         state = self.run.start(recipe, self.provenance)
         self.head = (init or new_head(target, recipe.seed)).float().train().requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(
-            self.head.parameters(),
-            lr=recipe.optimisation.lr,
-            betas=recipe.optimisation.betas,
-            weight_decay=recipe.optimisation.weight_decay,
-        )
+        self.optimisers = optimisers_of(self.head, recipe.optimisation)
         self.step, self.tokens = 0, 0
         if state is not None:
             self.head.load_state_dict(state["head"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(stored)
             self.step, self.tokens = state["step"], state["tokens"]
             self.run.forget_after(self.step)
         self.last_held_out: dict[str, Any] | None = None
@@ -187,7 +184,7 @@ class Trainer:
         self.run.save_state(
             {
                 "head": self.head.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 "step": self.step,
                 "tokens": self.tokens,
             }
@@ -209,12 +206,13 @@ class Trainer:
                 n_steps=alignment_steps(recipe, self.step),
                 noise_BTD=self._noise(feature_BTD),
             )
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe.optimisation, self.step)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.head.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), recipe.optimisation.clip)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(recipe.optimisation, self.step)
+            optimiser.step()
         self.step += 1
         self.tokens += len(batch.root_M)
         return loss.detach(), sums
@@ -271,7 +269,7 @@ class Trainer:
             "ce": (sums.ce_n / count_n).tolist(),
             "top_k": (sums.top_k_n / count_n).tolist(),
             "accuracy": accuracy,
-            "lr": self.optimiser.param_groups[0]["lr"],
+            "lr": self.optimisers[0].param_groups[0]["lr"],
         }
         if held_out:
             record["held_out"] = {"alpha": held_out.alpha, "chain_tau": held_out.chain_tau}
