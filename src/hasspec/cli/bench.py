@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hasspec.cli.options import Device, TargetName, Threads
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,7 +34,7 @@ class TeacherCheck(StrEnum):
 
 
 def bench(
-    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
+    target: TargetName,
     prompts: Annotated[
         list[Path], typer.Option(help="JSONL file of prompts, multi-turn ones too; repeatable.")
     ],
@@ -53,8 +55,8 @@ def bench(
         DraftVocab, typer.Option(help="Draft from the head's frequent tokens or from all.")
     ] = DraftVocab.head,
     seed: Annotated[int, typer.Option(help="Of sampling, order and bootstrap.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda.")] = "cpu",
+    threads: Threads = None,
+    device: Device = "cpu",
     tau_only: Annotated[
         bool, typer.Option("--tau-only", help="Acceptance only: plain decoding is left out.")
     ] = False,

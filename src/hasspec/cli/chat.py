@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from hasspec.cli.options import (
+    Color,
+    DecodingDtype,
+    Device,
+    MaxNewTokens,
+    OneHead,
+    RepetitionPenalty,
+    SamplingSeed,
+    System,
+    TargetName,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Tree,
+)
 
 
 def chat(
-    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
-    head: Annotated[
-        str | None, typer.Option(help="Head folder or shipped head; without it, plain decoding.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is all.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
-    tree: Annotated[
-        str, typer.Option(help="DEPTHxWIDTHxBUDGET (root included), chain:K or default.")
-    ] = "default",
-    dtype: Annotated[str, typer.Option(help="Dtype of target and head.")] = "float32",
-    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    color: Annotated[bool, typer.Option(help="Show text that the head guessed in colour.")] = True,
+    target: TargetName,
+    head: OneHead = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: SamplingSeed = 0,
+    tree: Tree = "default",
+    dtype: DecodingDtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    color: Color = True,
 ) -> None:
     """Chat with a target. /reset begins anew, /exit leaves; Ctrl-C stops an answer."""
     from rich.console import Console

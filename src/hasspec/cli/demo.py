@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hasspec.cli.options import Device, Threads
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,8 +50,8 @@ def demo(
     dtype: Annotated[
         str, typer.Option(help="Dtype, or auto for the faster of bfloat16 and float32.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Watch a model decode plainly and with a draft head, and check that both say the same."""
     from rich.console import Console

@@ -8,38 +8,51 @@ from typing import Annotated
 
 import typer
 
+from hasspec.cli.options import (
+    Color,
+    DecodingDtype,
+    Device,
+    MaxNewTokens,
+    OneHead,
+    RepetitionPenalty,
+    SamplingSeed,
+    System,
+    TargetName,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Tree,
+)
+
 INTERRUPTED = 130
 
 
 def generate(
-    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
+    target: TargetName,
     prompt: Annotated[
         str | None, typer.Option(help="The prompt; without any, standard input is read.")
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File that holds the prompt.")] = None,
-    head: Annotated[
-        str | None, typer.Option(help="Head folder or shipped head; without it, plain decoding.")
-    ] = None,
+    head: OneHead = None,
     chat: Annotated[
         bool, typer.Option("--chat/--raw", help="As a user turn of a chat, or as raw text.")
     ] = True,
-    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is all.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none.")] = 1.0,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="String that ends the answer; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
-    tree: Annotated[
-        str, typer.Option(help="DEPTHxWIDTHxBUDGET (root included), chain:K or default.")
-    ] = "default",
-    dtype: Annotated[str, typer.Option(help="Dtype of target and head.")] = "float32",
-    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    color: Annotated[bool, typer.Option(help="Show text that the head guessed in colour.")] = True,
+    seed: SamplingSeed = 0,
+    tree: Tree = "default",
+    dtype: DecodingDtype = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+    color: Color = True,
 ) -> None:
     """Decode one answer; the text goes to standard output, a line of statistics to stderr."""
     from rich.console import Console

@@ -7,9 +7,11 @@ from typing import Annotated, Literal, cast
 
 import typer
 
+from hasspec.cli.options import TargetName
+
 
 def ingest(
-    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
+    target: TargetName,
     files: Annotated[
         list[Path], typer.Argument(help="JSONL files of messages or ShareGPT conversations.")
     ],

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hasspec.cli.options import TargetName, Threads
+
 if TYPE_CHECKING:
     from hasspec.data.prompts import Prompt
     from hasspec.data.sources import Source
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def synth(
-    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
+    target: TargetName,
     out: Annotated[Path, typer.Option(help="Folder of the token store; continued if it exists.")],
     prompts: Annotated[
         list[Path] | None, typer.Option(help="JSONL file of prompts; may be repeated.")
@@ -50,7 +52,7 @@ def synth(
     rows: Annotated[int, typer.Option(min=1, help="Conversations decoded together.")] = 96,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="Device of the target.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Let the target answer prompts, and store the token ids of what it wrote.
 

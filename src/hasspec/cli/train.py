@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hasspec.cli.options import Device, TargetName, Threads
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    target: Annotated[str, typer.Argument(help="Hub id, local folder or smollm2-135m.")],
+    target: TargetName,
     data: Annotated[list[Path], typer.Option(help="Token store of `hasspec synth`; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder of the head; an interrupted run continues.")],
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; without it, defaults.")] = None,
@@ -32,8 +34,8 @@ def train(
         typer.Option(help="Folder for a disk cache of target features (2 D bytes/token)."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "float32",
-    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Train a HASS head (or, with one alignment step and no top-K term, an EAGLE head)."""
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -188,6 +189,10 @@ class Target:
 
     def fingerprint(self) -> str:
         """Hash of a sample of every weight, the same for float32 and bfloat16 loads."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name, weight in self.model.named_parameters():
             flat = weight.detach().reshape(-1)

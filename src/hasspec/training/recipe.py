@@ -52,7 +52,7 @@ class Vocabulary(_Section):
 
     ``drafted`` frequent tokens of the data are drafted from at decoding time; 0 means all. The
     losses see these and, at each step, ``sampled`` random others that stand for the rest
-    (sampled softmax); 0 means all others.
+    (sampled softmax); 0 leaves the rest out.
     """
 
     drafted: int = Field(0, ge=0)
