@@ -7,7 +7,7 @@ import pytest
 from hasspec.decoding import Decoder
 from hasspec.draft import load_head
 from hasspec.heads import shipped_head, shipped_heads
-from hasspec.training import load_recipe
+from hasspec.training import Recipe, load_recipe
 
 
 def test_both_heads_are_shipped():
@@ -21,7 +21,7 @@ def test_shipped_head_drafts_for_the_embedded_target(embedded_target, name):
     head = load_head(folder, target=embedded_target)
     assert head.metadata["target_fingerprint"] == embedded_target.fingerprint()
     recipe = load_recipe(folder / "recipe.yaml")
-    assert head.metadata["recipe"] == recipe.model_dump(mode="json")
+    assert Recipe.model_validate(head.metadata["recipe"]) == recipe
     messages = [{"role": "user", "content": "What is 12 plus 30? Explain step by step."}]
     plain = Decoder(embedded_target).generate(messages, max_new_tokens=40)
     drafted = Decoder(embedded_target, head).generate(messages, max_new_tokens=40)

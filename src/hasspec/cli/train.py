@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from hasspec.cli.options import Device, TargetName, Threads
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hasspec.draft import DraftHead
     from hasspec.target import Target
     from hasspec.training.batches import Example
     from hasspec.training.features import FeatureSource
@@ -60,6 +62,9 @@ def train(
         examples += [
             example_of(c, min(settings.max_length, loaded.max_length)) for c in conversations
         ]
+    start = load_head(init, target=loaded) if init else None
+    if start is not None:
+        provenance["init"] = _described(start)
     n_held_out = settings.validation.conversations
     examples, held_out = set_aside(examples, n_held_out, settings.seed)
     trainer = Trainer(
@@ -69,7 +74,7 @@ def train(
         settings,
         out,
         provenance=provenance,
-        init=load_head(init, target=loaded) if init else None,
+        init=start,
         held_out=held_out,
     )
     _describe(trainer, console)
@@ -78,6 +83,18 @@ def train(
         console.print(f"Interrupted at step {trainer.step}; the same command continues.")
         raise typer.Exit(130)
     console.print(f"Head written to {out}")
+
+
+def _described(head: DraftHead) -> dict:
+    """What a head that training starts from was, and a hash of its weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(head.state_dict().items()):
+        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
+    kept = ("name", "recipe", "data", "training")
+    return {
+        "weights": digest.hexdigest()[:16],
+        **{key: head.metadata[key] for key in kept if key in head.metadata},
+    }
 
 
 def _read_store(path: Path, target: Target) -> tuple[list, dict]:

@@ -1,0 +1,93 @@
+"""From data to a head by the command, and what is recorded on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasspec.data import Conversation, TokenStore
+from hasspec.data.store import StoreMetadata
+from hasspec.draft import load_head
+from hasspec.target import Target
+from hasspec.training import load_recipe
+
+
+@pytest.fixture
+def target(tiny_target_folder: Path) -> Target:
+    return Target.load(str(tiny_target_folder))
+
+
+def make_store(path: Path, fingerprint: str) -> Path:
+    rng = np.random.default_rng(0)
+    store = TokenStore.create(path, StoreMetadata(target={"fingerprint": fingerprint}))
+    store.append(
+        [
+            Conversation(rng.integers(3, 100, size=length).tolist(), [(4, length)])
+            for length in rng.integers(12, 30, size=20).tolist()
+        ],
+        complete=True,
+    )
+    return path
+
+
+@pytest.fixture
+def train(run, tiny_target_folder: Path, target: Target, tmp_path: Path):
+    store = make_store(tmp_path / "data", target.fingerprint())
+
+    def invoke(*arguments: object):
+        settings = ["optimisation.steps=6", "optimisation.batch=4", "log_every=2"]
+        return run(
+            *("train", tiny_target_folder, "--data", store, "--cache", tmp_path / "cache"),
+            *[part for setting in settings for part in ("--set", setting)],
+            *arguments,
+        )
+
+    return invoke
+
+
+def test_data_to_head(train, target: Target, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\nvalidation: {conversations: 4, every: 3, depth: 2}\n")
+    result = train("--recipe", recipe, "--out", tmp_path / "head")
+    assert result.exit_code == 0, result.output
+    assert "16 conversations" in result.output
+    assert result.output.count("on held-out text, alpha") == 2
+    about = load_head(tmp_path / "head", target=target).metadata
+    assert about["name"] == "mine"
+    assert about["data"]["data"][0]["conversations"] == 20
+    assert "init" not in about["data"]
+
+    # A second stage says what it started from.
+    second = train("--out", tmp_path / "second", "--init", tmp_path / "head")
+    assert second.exit_code == 0, second.output
+    begun = load_head(tmp_path / "second", target=target).metadata["data"]["init"]
+    assert begun["name"] == "mine"
+    assert begun["training"]["optimiser_steps"] == 6
+
+    # The same folder takes no other run, and a finished one is not trained again.
+    other = train("--out", tmp_path / "second")
+    assert other.exit_code == 2
+    assert "another init" in other.output
+    lines = (tmp_path / "second" / "run" / "metrics.jsonl").read_text()
+    assert train("--out", tmp_path / "second", "--init", tmp_path / "head").exit_code == 0
+    assert (tmp_path / "second" / "run" / "metrics.jsonl").read_text() == lines
+
+
+def test_data_of_another_target_is_refused(run, tiny_target_folder: Path, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "foreign", "0123456789abcdef")
+    result = run("train", tiny_target_folder, "--data", store, "--out", tmp_path / "head")
+    assert result.exit_code == 2
+    assert "was written by another target" in result.output
+    assert not (tmp_path / "head").exists()
+
+
+def test_shipped_recipes_are_valid() -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    found = {path.stem: load_recipe(path) for path in sorted(recipes.glob("*.yaml"))}
+    hass, eagle = found["hass"], found["eagle"]
+    assert (hass.alignment.steps, eagle.alignment.steps, eagle.objective.top_k) == (3, 1, 0)
+    assert hass.optimisation == eagle.optimisation
+    shipped = found["smollm2-135m-hass"], found["smollm2-135m-eagle"]
+    assert shipped[0].optimisation == shipped[1].optimisation
