@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from hasspec import Target, TreeSpec, load_head
+from hasspec.cli.heads import head_folder
 from hasspec.data import TokenStore
 from hasspec.evaluation import AcceptanceCounts
 from hasspec.evaluation.replay import Replay, conversation_features
@@ -39,11 +40,14 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     target = Target.load(options.target, dtype=options.dtype, device=options.device)
-    heads = dict(name.split("=", 1) for name in options.head)
+    heads = {
+        name: load_head(head_folder(path), target=target)
+        for name, path in (named.split("=", 1) for named in options.head)
+    }
     replays = {
-        (tree, name): Replay(target, load_head(path, target=target), TreeSpec.parse(tree))
+        (tree, name): Replay(target, head, TreeSpec.parse(tree))
         for tree in options.tree
-        for name, path in heads.items()
+        for name, head in heads.items()
     }
     counts: dict[tuple[str, str, str], AcceptanceCounts] = {}
     for folder in sorted(path for path in options.answers.iterdir() if path.is_dir()):
