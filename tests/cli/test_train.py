@@ -59,6 +59,11 @@ def test_data_to_head(train, target: Target, tmp_path: Path) -> None:
     assert about["data"]["data"][0]["conversations"] == 20
     assert "init" not in about["data"]
 
+    # A finished run that is asked for again keeps what it measured.
+    written = (tmp_path / "head" / "hasspec.json").read_text()
+    assert train("--recipe", recipe, "--out", tmp_path / "head").exit_code == 0
+    assert (tmp_path / "head" / "hasspec.json").read_text() == written
+
     # A second stage says what it started from.
     second = train("--out", tmp_path / "second", "--init", tmp_path / "head")
     assert second.exit_code == 0, second.output

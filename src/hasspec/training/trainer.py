@@ -112,13 +112,14 @@ class Trainer:
         self.head = (init or new_head(target, recipe.seed)).float().train().requires_grad_(True)
         self.optimisers = optimisers_of(self.head, recipe.optimisation)
         self.step, self.tokens = 0, 0
+        self.last_held_out: dict[str, Any] | None = None
         if state is not None:
             self.head.load_state_dict(state["head"])
             for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(stored)
             self.step, self.tokens = state["step"], state["tokens"]
+            self.last_held_out = state["held_out"]
             self.run.forget_after(self.step)
-        self.last_held_out: dict[str, Any] | None = None
         self.frequent_N, self.coverage = self._frequent()
         self.vocabulary = TrainingVocabulary(
             target, self.frequent_N, recipe.vocabulary.sampled, recipe.seed
@@ -187,6 +188,7 @@ class Trainer:
                 "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 "step": self.step,
                 "tokens": self.tokens,
+                "held_out": self.last_held_out,
             }
         )
 
