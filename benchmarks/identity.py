@@ -27,6 +27,7 @@ from hasspec.data.template import ChatTemplate
 from hasspec.decoding import Decoder, TreeSpec
 from hasspec.draft import load_head
 from hasspec.evaluation import Rescorer
+from hasspec.files import write_atomically
 from hasspec.target import Target
 
 
@@ -61,7 +62,7 @@ def main() -> None:
                     print(outcomes[-1])
             if options.out:
                 lines = "".join(json.dumps(outcome) + "\n" for outcome in outcomes)
-                options.out.write_text(lines, encoding="utf-8")
+                write_atomically(options.out, lines)
             same = sum(outcome["identical"] for outcome in outcomes)
             print(f"{Path(file).name}: {same} of {len(outcomes)} answers identical", flush=True)
     sys.exit(any(not outcome["identical"] for outcome in outcomes))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from hasspec.cli.heads import head_folder
 from hasspec.data import TokenStore
 from hasspec.evaluation import AcceptanceCounts
 from hasspec.evaluation.replay import Replay, conversation_features
+from hasspec.evaluation.report import write_json
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
             alpha = " ".join(f"{100 * (value or 0):.1f}" for value in count.alpha)
             print(f"    {set_:12} tau {count.tau:.3f}  alpha {alpha}  ({count.forwards} rounds)")
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from hasspec.cli.options import (
-    Color,
-    DecodingDtype,
-    Device,
-    MaxNewTokens,
-    OneHead,
-    RepetitionPenalty,
-    SamplingSeed,
-    System,
-    TargetName,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Tree,
-)
+from hasspec.cli import options
 
 
 def chat(
-    target: TargetName,
-    head: OneHead = None,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: SamplingSeed = 0,
-    tree: Tree = "default",
-    dtype: DecodingDtype = "float32",
-    device: Device = "cpu",
-    threads: Threads = None,
-    color: Color = True,
+    target: options.TargetName,
+    head: options.OneHead = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.SamplingSeed = 0,
+    tree: options.Tree = "default",
+    dtype: options.DecodingDtype = "float32",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    color: options.Color = True,
 ) -> None:
     """Chat with a target. /reset begins anew, /exit leaves; Ctrl-C stops an answer."""
     from rich.console import Console

@@ -8,51 +8,36 @@ from typing import Annotated
 
 import typer
 
-from hasspec.cli.options import (
-    Color,
-    DecodingDtype,
-    Device,
-    MaxNewTokens,
-    OneHead,
-    RepetitionPenalty,
-    SamplingSeed,
-    System,
-    TargetName,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Tree,
-)
+from hasspec.cli import options
 
 INTERRUPTED = 130
 
 
 def generate(
-    target: TargetName,
+    target: options.TargetName,
     prompt: Annotated[
         str | None, typer.Option(help="The prompt; without any, standard input is read.")
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="File that holds the prompt.")] = None,
-    head: OneHead = None,
+    head: options.OneHead = None,
     chat: Annotated[
         bool, typer.Option("--chat/--raw", help="As a user turn of a chat, or as raw text.")
     ] = True,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="String that ends the answer; repeatable.")
     ] = None,
-    seed: SamplingSeed = 0,
-    tree: Tree = "default",
-    dtype: DecodingDtype = "float32",
-    device: Device = "cpu",
-    threads: Threads = None,
-    color: Color = True,
+    seed: options.SamplingSeed = 0,
+    tree: options.Tree = "default",
+    dtype: options.DecodingDtype = "float32",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    color: options.Color = True,
 ) -> None:
     """Decode one answer; the text goes to standard output, a line of statistics to stderr."""
     from rich.console import Console

@@ -69,26 +69,26 @@ class Replay:
 
     def rounds(self, token_ids: Sequence[int], start: int, feature_TD: Tensor) -> Iterator[Round]:
         """The rounds that decode ``token_ids[start:]`` after ``token_ids[:start]``."""
-        with torch.inference_mode():
-            yield from self._rounds(list(token_ids), start, feature_TD)
-
-    def _rounds(self, token_ids: list[int], start: int, feature_TD: Tensor) -> Iterator[Round]:
         device = self._target.device
         limit = min(self._target.max_length, start + self._max_new_tokens)
         drafter = Drafter(self._target, self._head, self._vocabulary, limit, self._tree)
-        drafter.extend(torch.tensor(token_ids[1 : start + 1], device=device), feature_TD[:start])
+        with torch.inference_mode():
+            first_T = torch.tensor(token_ids[1 : start + 1], device=device)
+            drafter.extend(first_T, feature_TD[:start])
         yield Round(token_ids[start : start + 1], 0, 0, 1, is_prefill=True)
         root = start
         while root + 1 < len(token_ids):
-            tree = self._propose(drafter, token_ids[root], limit - root - 2)
+            with torch.inference_mode():
+                tree = self._propose(drafter, token_ids[root], limit - root - 2)
             answer = [*token_ids[root + 1 :], _BEYOND_THE_END]
             path, emitted = accept(tree, lambda _, so_far, rest=answer: rest[len(so_far)])
             kept = [token for token in emitted if token != _BEYOND_THE_END]
             yield Round(kept, len(path) - 1, max(tree.depth_N), len(tree))
             following = root + len(kept)
             if following + 1 < len(token_ids):
-                next_K = torch.tensor(token_ids[root + 1 : following + 1], device=device)
-                drafter.extend(next_K, feature_TD[root:following])
+                with torch.inference_mode():
+                    next_K = torch.tensor(token_ids[root + 1 : following + 1], device=device)
+                    drafter.extend(next_K, feature_TD[root:following])
             root = following
 
     def _propose(self, drafter: Drafter, root_token: int, room: int) -> DraftTree:

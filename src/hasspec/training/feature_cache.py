@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hasspec.files import replacing, write_atomically
 from hasspec.target import Target
-from hasspec.training.batches import Batch, Example
+from hasspec.training.batches import Batch, Example, collate
+from hasspec.training.features import ComputedFeatures
 
 _TOKENS_A_FORWARD = 4096
 _TOKENS_A_SEGMENT = 1 << 17
@@ -81,13 +82,8 @@ class FeatureCache:
         return segment[start : start + len(example.token_T)]
 
     def _compute(self, group: Sequence[Example]) -> dict[str, Tensor]:
-        longest = max(len(example.token_T) for example in group)
-        token_BT = torch.zeros(len(group), longest, dtype=torch.long)
-        for row, example in enumerate(group):
-            token_BT[row, : len(example.token_T)] = torch.from_numpy(example.token_T)
-        with torch.inference_mode():
-            feature_BTD = self._target.features(token_BT.to(self._target.device))
-        feature_BTD = feature_BTD.to("cpu", torch.bfloat16)
+        batch = collate(group, range(len(group)), self._target.device)
+        feature_BTD = ComputedFeatures(self._target).features(batch).to("cpu", torch.bfloat16)
         return {
             _digest(example): feature_BTD[row, : len(example.token_T)]
             for row, example in enumerate(group)
