@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hasspec.draft import DraftHead
+from hasspec.training.attention import chain_attention
 
 
 def align(
@@ -31,6 +31,7 @@ def align(
     n_steps: int,
     *,
     detach: bool = True,
+    attention: Callable[..., Tensor] = chain_attention,
 ) -> list[Tensor]:
     """Run n alignment steps from every root.
 
@@ -42,6 +43,7 @@ def align(
         root_BR: int64 positions of the roots, ascending; padding repeats any valid position.
         n_steps: alignment steps n; 1 is EAGLE's training.
         detach: stop the gradient between steps (the paper); False lets it through.
+        attention: :func:`chain_attention`, or its plain twin.
 
     Returns:
         ``[g^(1), .., g^(n)]``, each ``[B, R, D]``; entry (b, r) of step j drafts the feature at
@@ -55,6 +57,8 @@ def align(
 
     row_BRD = _take(target_row_BTD, root_BR)
     query_BHRd = torch.take_along_dim(query_BHTd, root_BR[:, None, :, None], dim=2)
+    target_key = target_key.repeat_interleave(head.groups, dim=1)
+    target_value = target_value.repeat_interleave(head.groups, dim=1)
     sees_target = position_BT[:, None, None, :] <= root_BR[:, None, :, None]
     own_keys: list[Tensor] = []
     own_values: list[Tensor] = []
@@ -67,45 +71,11 @@ def align(
             query_BHRd, key, value = head.project(row_BRD, root_BR + step - 1)
             own_keys.append(key)
             own_values.append(value)
-        attended = attend(
-            query_BHRd, target_key, target_value, sees_target, own_keys, own_values, head.groups
+        attended = attention(
+            query_BHRd, target_key, target_value, sees_target, own_keys, own_values
         )
         drafted.append(head.finish(row_BRD, attended))
     return drafted
-
-
-def attend(
-    query_BHRd: Tensor,
-    target_key: Tensor,
-    target_value: Tensor,
-    sees_target_B1RT: Tensor,
-    own_keys: list[Tensor],
-    own_values: list[Tensor],
-    groups: int,
-) -> Tensor:
-    """Attention of each root's newest row to the target's rows and to its own draft rows.
-
-    Args:
-        query_BHRd: queries, one a root.
-        target_key, target_value: ``[B, Hkv, T, hd]``.
-        sees_target_B1RT: bool, True where a root sees a target row.
-        own_keys, own_values: the draft rows of the earlier steps and of this one, each
-            ``[B, Hkv, R, hd]``; root r sees only entry r of each.
-        groups: query heads that share one key/value head.
-
-    Returns:
-        ``[B, H, R, hd]``.
-    """
-    batch, _, n_roots, _ = query_BHRd.shape
-    own = torch.eye(n_roots, dtype=torch.bool, device=query_BHRd.device)
-    own_B1RR = own.expand(batch, 1, n_roots, n_roots)
-    mask = torch.cat([sees_target_B1RT, *[own_B1RR] * len(own_keys)], dim=-1)
-    return functional.scaled_dot_product_attention(
-        query_BHRd,
-        torch.cat([target_key, *own_keys], dim=2).repeat_interleave(groups, dim=1),
-        torch.cat([target_value, *own_values], dim=2).repeat_interleave(groups, dim=1),
-        attn_mask=mask,
-    )
 
 
 def _take(row_BTD: Tensor, position_BR: Tensor) -> Tensor:
