@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasspec.draft import DraftConfig, DraftHead
 from hasspec.target import SequenceCache, Target
-from hasspec.training.alignment import align
+from hasspec.training.alignment import Chains, align
 from hasspec.training.batches import Batch, collate, example_of
 
 N_STEPS = 5
@@ -86,11 +86,13 @@ def test_every_root_and_step_equals_a_cached_decode(tiny_target_factory, family,
     feature_BTD = random_features(batch, target)
     with torch.no_grad():
         drafted = align(
-            head,
-            lambda ids: target.embed(ids).double(),
-            batch.token_BT,
-            feature_BTD,
-            batch.root_BR,
+            Chains(
+                head,
+                lambda ids: target.embed(ids).double(),
+                batch.token_BT,
+                feature_BTD,
+                batch.root_BR,
+            ),
             N_STEPS,
         )
     checked = 0
@@ -121,11 +123,13 @@ def test_padding_and_neighbours_do_not_reach_a_row(tiny_target):
         batch = collate(examples, index, "cpu")
         feature_BTD = random_features(batch, tiny_target)
         return align(
-            head,
-            lambda ids: tiny_target.embed(ids).double(),
-            batch.token_BT,
-            feature_BTD,
-            batch.root_BR,
+            Chains(
+                head,
+                lambda ids: tiny_target.embed(ids).double(),
+                batch.token_BT,
+                feature_BTD,
+                batch.root_BR,
+            ),
             3,
         )
 
@@ -147,11 +151,13 @@ def test_gradient_is_stopped_between_steps_unless_asked(tiny_target):
 
     def fc_gradient(detach: bool) -> Tensor:
         drafted = align(
-            head,
-            lambda ids: tiny_target.embed(ids).double(),
-            batch.token_BT,
-            feature_BTD,
-            batch.root_BR,
+            Chains(
+                head,
+                lambda ids: tiny_target.embed(ids).double(),
+                batch.token_BT,
+                feature_BTD,
+                batch.root_BR,
+            ),
             2,
             detach=detach,
         )

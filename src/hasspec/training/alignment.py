@@ -13,7 +13,8 @@ for every root and step; the tests hold it against such a decode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,61 +23,94 @@ from hasspec.draft import DraftHead
 from hasspec.training.attention import chain_attention
 
 
-def align(
-    head: DraftHead,
-    embed: Callable[[Tensor], Tensor],
-    token_BT: Tensor,
-    feature_BTD: Tensor,
-    root_BR: Tensor,
-    n_steps: int,
-    *,
-    detach: bool = True,
-    attention: Callable[..., Tensor] = chain_attention,
-) -> list[Tensor]:
+def align(chains: Chains, n_steps: int, *, detach: bool = True) -> list[Tensor]:
     """Run n alignment steps from every root.
 
     Args:
-        head: the draft head in training.
-        embed: the target's embedding, token ids to vectors.
-        token_BT: int64 token ids, right-padded.
-        feature_BTD: the target's features of these tokens.
-        root_BR: int64 positions of the roots, ascending; padding repeats any valid position.
+        chains: the chains of a batch.
         n_steps: alignment steps n; 1 is EAGLE's training.
         detach: stop the gradient between steps (the paper); False lets it through.
-        attention: :func:`chain_attention`, or its plain twin.
 
     Returns:
         ``[g^(1), .., g^(n)]``, each ``[B, R, D]``; entry (b, r) of step j drafts the feature at
         position ``root + j``. Chains that run past the sequence hold meaningless values there.
     """
-    last = token_BT.shape[1] - 1
-    position_BT = torch.arange(last + 1, device=token_BT.device).expand_as(token_BT)
-    next_token_BT = token_BT.roll(-1, dims=1)
-    target_row_BTD = head.rows(embed(next_token_BT), feature_BTD)
-    query_BHTd, target_key, target_value = head.project(target_row_BTD, position_BT)
-
-    row_BRD = _take(target_row_BTD, root_BR)
-    query_BHRd = torch.take_along_dim(query_BHTd, root_BR[:, None, :, None], dim=2)
-    target_key = target_key.repeat_interleave(head.groups, dim=1)
-    target_value = target_value.repeat_interleave(head.groups, dim=1)
-    sees_target = position_BT[:, None, None, :] <= root_BR[:, None, :, None]
+    first, key_BHTd, value_BHTd = chains.first()
+    drafted = [chains.finish(first, key_BHTd, value_BHTd, [], [])]
     own_keys: list[Tensor] = []
     own_values: list[Tensor] = []
-    drafted: list[Tensor] = []
-    for step in range(1, n_steps + 1):
-        if step > 1:
-            own_feature_BRD = drafted[-1].detach() if detach else drafted[-1]
-            token_BR = torch.take_along_dim(token_BT, (root_BR + step).clamp(max=last), dim=1)
-            row_BRD = head.rows(embed(token_BR), own_feature_BRD)
-            query_BHRd, key, value = head.project(row_BRD, root_BR + step - 1)
-            own_keys.append(key)
-            own_values.append(value)
-        attended = attention(
-            query_BHRd, target_key, target_value, sees_target, own_keys, own_values
-        )
-        drafted.append(head.finish(row_BRD, attended))
+    for step in range(2, n_steps + 1):
+        own_feature_BRD = drafted[-1].detach() if detach else drafted[-1]
+        rows, own_key, own_value = chains.own(step, own_feature_BRD)
+        own_keys.append(own_key)
+        own_values.append(own_value)
+        drafted.append(chains.finish(rows, key_BHTd, value_BHTd, own_keys, own_values))
     return drafted
 
 
-def _take(row_BTD: Tensor, position_BR: Tensor) -> Tensor:
-    return torch.take_along_dim(row_BTD, position_BR[:, :, None], dim=1)
+@dataclass(frozen=True)
+class Rows:
+    """The newest row of every chain: its input and its query."""
+
+    row_BRD: Tensor
+    query_BHRd: Tensor
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The alignment chains of one batch.
+
+    Attributes:
+        head: the draft head in training.
+        embed: the target's embedding, token ids to vectors.
+        token_BT: int64 token ids, right-padded.
+        feature_BTD: the target's features of these tokens.
+        root_BR: int64 positions of the roots, ascending; padding repeats any valid position.
+    """
+
+    head: DraftHead
+    embed: Callable[[Tensor], Tensor]
+    token_BT: Tensor
+    feature_BTD: Tensor
+    root_BR: Tensor
+
+    def first(self) -> tuple[Rows, Tensor, Tensor]:
+        """Rows of step 1, and keys and values of all the target's rows, ``[B, H, T, hd]``."""
+        head = self.head
+        next_token_BT = self.token_BT.roll(-1, dims=1)
+        row_BTD = head.rows(self.embed(next_token_BT), self.feature_BTD)
+        query_BHTd, key, value = head.project(row_BTD, self._position_BT)
+        rows = Rows(
+            torch.take_along_dim(row_BTD, self.root_BR[:, :, None], dim=1),
+            torch.take_along_dim(query_BHTd, self.root_BR[:, None, :, None], dim=2),
+        )
+        repeated = (x.repeat_interleave(head.groups, dim=1) for x in (key, value))
+        return rows, *repeated
+
+    def own(self, step: int, own_feature_BRD: Tensor) -> tuple[Rows, Tensor, Tensor]:
+        """Rows of a later step, with their keys and values, ``[B, Hkv, R, hd]``."""
+        last = self.token_BT.shape[1] - 1
+        token_BR = torch.take_along_dim(self.token_BT, (self.root_BR + step).clamp(max=last), dim=1)
+        row_BRD = self.head.rows(self.embed(token_BR), own_feature_BRD)
+        query, key, value = self.head.project(row_BRD, self.root_BR + step - 1)
+        return Rows(row_BRD, query), key, value
+
+    def finish(
+        self,
+        rows: Rows,
+        key_BHTd: Tensor,
+        value_BHTd: Tensor,
+        own_keys: Sequence[Tensor],
+        own_values: Sequence[Tensor],
+    ) -> Tensor:
+        """The drafted features of these rows, ``[B, R, D]``; own keys up to theirs included."""
+        sees_B1RT = self._position_BT[:, None, None, :] <= self.root_BR[:, None, :, None]
+        attended = chain_attention(
+            rows.query_BHRd, key_BHTd, value_BHTd, sees_B1RT, own_keys, own_values
+        )
+        return self.head.finish(rows.row_BRD, attended)
+
+    @property
+    def _position_BT(self) -> Tensor:
+        n_tokens = self.token_BT.shape[1]
+        return torch.arange(n_tokens, device=self.token_BT.device).expand_as(self.token_BT)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class _Section(BaseModel):
@@ -19,10 +19,23 @@ class Alignment(_Section):
 
     steps: int = Field(3, ge=1, le=16, description="n; 1 is EAGLE's training")
     detach: bool = Field(True, description="stop the gradient between steps")
+    recompute: bool = Field(
+        True,
+        description="hold one step's activations at a time; false: faster, memory grows with n",
+    )
     beta: float = Field(1.0, gt=0, description="weight of step j is beta**(j-1)")
     delay: float = Field(
         0.0, ge=0, lt=1, description="share of the optimiser steps with n = 1 before n steps begin"
     )
+
+    @model_validator(mode="after")
+    def _gradients_through_steps_are_held(self) -> Self:
+        if self.recompute and not self.detach:
+            raise ValueError(
+                "detach: false lets gradients through all steps, which needs the activations of "
+                "all of them; set recompute: false as well"
+            )
+        return self
 
 
 class Objective(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hasspec.draft import DraftHead
 from hasspec.target import Target
-from hasspec.training.alignment import align
+from hasspec.training.alignment import Chains, align
 from hasspec.training.batches import Batch
 from hasspec.training.objectives import (
     Distillation,
@@ -18,6 +19,7 @@ from hasspec.training.objectives import (
     feature_loss,
 )
 from hasspec.training.recipe import Alignment, Objective
+from hasspec.training.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,26 @@ def training_loss(
     Returns:
         Scalar loss: steps are summed with weights beta**(j-1), each a mean over its tokens.
     """
+
+    def loss_of(drafted: Sequence[Tensor]) -> tuple[Tensor, StepSums]:
+        return _compare(drafted, batch, feature_BTD, layer, objective, alignment.beta)
+
     inputs_BTD = feature_BTD if noise_BTD is None else feature_BTD + noise_BTD
-    drafted = align(
-        head,
-        target.embed,
-        batch.token_BT,
-        inputs_BTD,
-        batch.root_BR,
-        n_steps,
-        detach=alignment.detach,
-    )
+    chains = Chains(head, target.embed, batch.token_BT, inputs_BTD, batch.root_BR)
+    if alignment.recompute and n_steps > 1:
+        return recomputed(chains, n_steps, loss_of)
+    return loss_of(align(chains, n_steps, detach=alignment.detach))
+
+
+def _compare(
+    drafted: Sequence[Tensor],
+    batch: Batch,
+    feature_BTD: Tensor,
+    layer: OutputLayer,
+    objective: Objective,
+    beta: float,
+) -> tuple[Tensor, StepSums]:
+    n_steps = len(drafted)
     drafted_nMD = batch.by_target(drafted)
     valid_nM = batch.valid_nM(n_steps)
     feature_MD = feature_BTD[batch.in_batch_M, batch.root_M + 1]
@@ -80,7 +92,7 @@ def training_loss(
             for j in range(n_steps)
         ]
     )
-    beta_n = alignment.beta ** torch.arange(n_steps, device=count_n.device)
+    beta_n = beta ** torch.arange(n_steps, device=count_n.device)
     loss = (beta_n * (objective.feature * feature_n + distilled_n) / count_n).sum()
     ce_n, top_k_n, hit_n = sums_n3.unbind(-1)
     return loss, StepSums(feature_n.detach(), ce_n, top_k_n, hit_n, valid_nM.sum(-1))

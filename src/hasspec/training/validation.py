@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hasspec.draft import DraftHead, DraftVocabulary
 from hasspec.target import Target
-from hasspec.training.alignment import align
+from hasspec.training.alignment import Chains, align
 from hasspec.training.batches import Batch, Example, collate
 from hasspec.training.features import ComputedFeatures
 
@@ -139,9 +139,8 @@ class Validation:
         self, head: DraftHead, draft_vocab_N: Tensor | None, batch: Batch, feature_BTD: Tensor
     ) -> Iterator[Tensor]:
         # Chains go on with the text's own tokens: as long as a guess was right, so does decoding.
-        drafted = align(
-            head, self._target.embed, batch.token_BT, feature_BTD, batch.root_BR, self._depth
-        )
+        chains = Chains(head, self._target.embed, batch.token_BT, feature_BTD, batch.root_BR)
+        drafted = align(chains, self._depth)
         vocabulary = DraftVocabulary(self._target, draft_vocab_N)
         for drafted_BRD in drafted:
             drafted_MD = drafted_BRD[batch.in_batch_M, batch.in_root_M].to(self._target.dtype)
