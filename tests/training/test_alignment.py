@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hasspec.draft import DraftConfig, DraftHead
 from hasspec.target import SequenceCache, Target
 from hasspec.training.alignment import Chains, align
-from hasspec.training.batches import Batch, collate, example_of
+from hasspec.training.batches import Batch, collate, example_of, pack
 
 N_STEPS = 5
 
@@ -56,10 +59,10 @@ def decode_chain(
 def random_features(batch: Batch, target: Target, seed: int = 0) -> Tensor:
     """Float64 features that depend on the example alone, so that only the head is compared."""
     feature_BTD = torch.zeros(*batch.token_BT.shape, target.hidden_size, dtype=torch.float64)
-    for row, (index, length) in enumerate(zip(batch.index_B, batch.length_B, strict=True)):
-        generator = torch.Generator().manual_seed(seed + index)
-        feature_BTD[row, :length] = torch.randn(
-            length, target.hidden_size, generator=generator, dtype=torch.float64
+    for place in batch.places:
+        generator = torch.Generator().manual_seed(seed + place.index)
+        feature_BTD[place.row, place.start : place.start + place.length] = torch.randn(
+            place.length, target.hidden_size, generator=generator, dtype=torch.float64
         )
     return feature_BTD
 
@@ -73,42 +76,97 @@ def conversation(rng: np.random.Generator, length: int, spans: list[tuple[int, i
     ("family", "overrides"),
     [("llama", {}), ("llama3", {}), ("qwen2", {"qkv_bias": True, "fc_bias": True})],
 )
-def test_every_root_and_step_equals_a_cached_decode(tiny_target_factory, family, overrides):
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_root_and_step_equals_a_cached_decode(tiny_target_factory, family, overrides, packed):
     target = tiny_target_factory(family)
     head = make_head(target, **overrides)
     rng = np.random.default_rng(1)
     examples = [
         example_of(conversation(rng, 19, [(4, 19)]), 64),
         example_of(conversation(rng, 26, [(3, 9), (14, 24)]), 64),
-        example_of(conversation(rng, 8, [(1, 8)]), 64),
+        example_of(conversation(rng, 7, [(1, 7)]), 64),
     ]
-    batch = collate(examples, [2, 0, 1], "cpu")
+    batch = collate(examples, [2, 0, 1], "cpu", packed=packed)
+    assert len(batch.token_BT) == (2 if packed else 3)
     feature_BTD = random_features(batch, target)
     with torch.no_grad():
         drafted = align(
-            Chains(
-                head,
-                lambda ids: target.embed(ids).double(),
-                batch.token_BT,
-                feature_BTD,
-                batch.root_BR,
-            ),
+            Chains(head, lambda ids: target.embed(ids).double(), batch, feature_BTD),
             N_STEPS,
         )
     checked = 0
     for row, column, root in zip(
         batch.in_batch_M.tolist(), batch.in_root_M.tolist(), batch.root_M.tolist(), strict=True
     ):
-        length = batch.length_B[row]
-        n_steps = min(N_STEPS, length - 1 - root)
-        token_T, feature_TD = batch.token_BT[row, :length], feature_BTD[row, :length]
-        expected_nD = decode_chain(head, target, token_T, feature_TD, root, n_steps)
+        place = next(
+            p for p in batch.places if p.row == row and p.start <= root < p.start + p.length
+        )
+        here = slice(place.start, place.start + place.length)
+        n_steps = min(N_STEPS, place.start + place.length - 1 - root)
+        expected_nD = decode_chain(
+            head,
+            target,
+            batch.token_BT[row, here],
+            feature_BTD[row, here],
+            root - place.start,
+            n_steps,
+        )
         for step in range(n_steps):
             torch.testing.assert_close(
                 drafted[step][row, column], expected_nD[step], rtol=1e-11, atol=1e-10
             )
             checked += 1
     assert checked > 100
+
+
+def direct_form(
+    head: DraftHead, embed: Callable[[Tensor], Tensor], token_T: Tensor, feature_TD: Tensor, n: int
+) -> list[Tensor]:
+    """The paper's form, a row at a time: at step j the row of position t sees at s <= t the keys
+    made from the features of step ``max(0, s - (t - (j - 1)))``. Returns ``g^(j)``, ``[T - 1, D]``.
+    """
+    last = len(token_T) - 1
+    position_1T = torch.arange(last)[None]
+    embed_1TD = embed(token_T[None, 1:])
+    inputs, queries, keys, values, drafted = [feature_TD[:last]], [], [], [], []
+    for j in range(1, n + 1):
+        row_1TD = head.rows(embed_1TD, inputs[-1][None])
+        query, key, value = head.project(row_1TD, position_1T)
+        for kept, new in ((queries, query), (keys, key), (values, value)):
+            kept.append(new.repeat_interleave(head.config.num_attention_heads // new.shape[1], 1))
+        attended = torch.zeros_like(queries[-1])
+        for t in range(last):
+            source_S = [max(0, s - (t - (j - 1))) for s in range(t + 1)]
+            key_HSd = torch.stack([keys[i][0, :, s] for s, i in enumerate(source_S)], 1)
+            value_HSd = torch.stack([values[i][0, :, s] for s, i in enumerate(source_S)], 1)
+            score_HS = (key_HSd @ queries[-1][0, :, t, :, None])[..., 0] / head.config.head_dim**0.5
+            attended[0, :, t] = (score_HS.softmax(-1)[:, None] @ value_HSd)[:, 0]
+        drafted.append(head.finish(row_1TD, attended)[0])
+        inputs.append(torch.cat([feature_TD[:1], drafted[-1][:-1]]))
+    return drafted
+
+
+def test_chain_root_form_equals_the_direct_form(tiny_target):
+    head = make_head(tiny_target)
+    example = example_of(conversation(np.random.default_rng(5), 21, [(1, 21)]), 64)
+    batch = collate([example], [0], "cpu")
+    feature_BTD = random_features(batch, tiny_target)
+
+    def embed(ids: Tensor) -> Tensor:
+        return tiny_target.embed(ids).double()
+
+    with torch.no_grad():
+        direct = direct_form(head, embed, batch.token_BT[0], feature_BTD[0], N_STEPS)
+        drafted = align(Chains(head, embed, batch, feature_BTD), N_STEPS)
+    for j in range(1, N_STEPS + 1):
+        n_rows = 20 - (j - 1)  # the row of position t belongs to the root t - (j - 1)
+        n_roots = min(n_rows, len(example.root_R))
+        torch.testing.assert_close(
+            drafted[j - 1][0, :n_roots],
+            direct[j - 1][j - 1 : j - 1 + n_roots],
+            rtol=1e-11,
+            atol=1e-9,
+        )
 
 
 def test_padding_and_neighbours_do_not_reach_a_row(tiny_target):
@@ -123,13 +181,7 @@ def test_padding_and_neighbours_do_not_reach_a_row(tiny_target):
         batch = collate(examples, index, "cpu")
         feature_BTD = random_features(batch, tiny_target)
         return align(
-            Chains(
-                head,
-                lambda ids: tiny_target.embed(ids).double(),
-                batch.token_BT,
-                feature_BTD,
-                batch.root_BR,
-            ),
+            Chains(head, lambda ids: tiny_target.embed(ids).double(), batch, feature_BTD),
             3,
         )
 
@@ -151,13 +203,7 @@ def test_gradient_is_stopped_between_steps_unless_asked(tiny_target):
 
     def fc_gradient(detach: bool) -> Tensor:
         drafted = align(
-            Chains(
-                head,
-                lambda ids: tiny_target.embed(ids).double(),
-                batch.token_BT,
-                feature_BTD,
-                batch.root_BR,
-            ),
+            Chains(head, lambda ids: tiny_target.embed(ids).double(), batch, feature_BTD),
             2,
             detach=detach,
         )
@@ -193,3 +239,13 @@ def test_by_target_puts_each_step_beside_the_feature_it_drafts():
         assert torch.equal(by_target_nMD[step, valid_M, 0], expected_M[valid_M])
         in_spans = sum(max(0, (e - 3) - (s - 1) + 1 - step) for s, e in spans)
         assert int(valid_M.sum()) == 2 * in_spans
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=20))
+def test_packing_keeps_every_example_once_and_lengthens_no_row(lengths):
+    rows = pack(lengths)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert max(sum(lengths[i] for i in row) for row in rows) == max(lengths)
+    # First fit: no two rows could have been one.
+    totals = sorted(sum(lengths[i] for i in row) for row in rows)
+    assert len(totals) < 2 or totals[0] + totals[1] > max(lengths)

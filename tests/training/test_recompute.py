@@ -17,7 +17,9 @@ from hasspec.training.objectives import OutputLayer
 from hasspec.training.step import StepSums, training_loss
 
 
-def setting(target: Target, dtype: torch.dtype, **shape: object) -> tuple[DraftHead, Batch, Tensor]:
+def setting(
+    target: Target, dtype: torch.dtype, *, packed: bool = False, **shape: object
+) -> tuple[DraftHead, Batch, Tensor]:
     torch.manual_seed(0)
     head = DraftHead(DraftConfig.from_target(target.config, **shape)).to(dtype)
     with torch.no_grad():
@@ -28,10 +30,15 @@ def setting(target: Target, dtype: torch.dtype, **shape: object) -> tuple[DraftH
         example_of(
             SimpleNamespace(token_ids=rng.integers(3, 100, size=n).tolist(), answer_spans=spans), 64
         )
-        for n, spans in ((25, [(4, 25)]), (31, [(3, 12), (18, 29)]), (9, [(2, 9)]))
+        for n, spans in ((25, [(4, 25)]), (31, [(3, 12), (18, 29)]), (6, [(2, 6)]))
     ]
-    batch = collate(examples, [0, 1, 2], "cpu")
-    return head, batch, torch.randn(*batch.token_BT.shape, target.hidden_size, dtype=dtype)
+    batch = collate(examples, [0, 1, 2], "cpu", packed=packed)
+    feature_BTD = torch.zeros(*batch.token_BT.shape, target.hidden_size, dtype=dtype)
+    for place in batch.places:
+        generator = torch.Generator().manual_seed(place.index)
+        feature_TD = torch.randn(place.length, target.hidden_size, generator=generator, dtype=dtype)
+        feature_BTD[place.row, place.start : place.start + place.length] = feature_TD
+    return head, batch, feature_BTD
 
 
 def gradients(
@@ -83,6 +90,23 @@ def test_recomputed_gradients_equal_those_of_one_backward(tiny_target, n_steps, 
         assert expected.abs().max() > 0
         # transformers' RMSNorm rounds to float32 inside, wherever the last bits of float64 fall.
         assert (ours - expected).norm() < 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packing_changes_neither_loss_nor_gradients(tiny_target, recompute):
+    found = []
+    for packed in (False, True):
+        head, batch, feature_BTD = setting(tiny_target, torch.float64, packed=packed)
+        assert batch.packed == packed
+        found.append(
+            gradients(head, tiny_target, batch, feature_BTD, recompute=recompute, n_steps=4)
+        )
+    (loss, sums, grads), (packed_loss, packed_sums, packed_grads) = found
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-9, atol=0)
+    assert torch.equal(packed_sums.hit_n, sums.hit_n)
+    assert torch.equal(packed_sums.count_n, sums.count_n)
+    for ours, expected in zip(packed_grads, grads, strict=True):
+        assert (ours - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_weights_that_autocast_rounds_still_learn(tiny_target):

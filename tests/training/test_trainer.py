@@ -66,9 +66,9 @@ def test_training_lowers_the_loss_and_writes_a_head_that_loads(tiny_target, exam
     assert len(head.draft_vocab_N) == 60
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_interrupted_run_resumes_bit_for_bit(tiny_target, examples, tmp_path, optimiser):
-    changes = {"optimisation.optimiser": optimiser}
+@pytest.mark.parametrize("changed", ["optimisation.optimiser=muon", "optimisation.packed=true", ""])
+def test_interrupted_run_resumes_bit_for_bit(tiny_target, examples, tmp_path, changed):
+    changes = dict([changed.split("=")]) if changed else {}
     assert trainer(tiny_target, examples, tmp_path / "whole", **changes).train()
 
     first = trainer(tiny_target, examples, tmp_path / "parts", **changes)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hasspec.draft import DraftHead
 from hasspec.training.attention import chain_attention
+from hasspec.training.batches import Batch
 
 
 def align(chains: Chains, n_steps: int, *, detach: bool = True) -> list[Tensor]:
@@ -63,36 +65,37 @@ class Chains:
     Attributes:
         head: the draft head in training.
         embed: the target's embedding, token ids to vectors.
-        token_BT: int64 token ids, right-padded.
+        batch: tokens and roots.
         feature_BTD: the target's features of these tokens.
-        root_BR: int64 positions of the roots, ascending; padding repeats any valid position.
     """
 
     head: DraftHead
     embed: Callable[[Tensor], Tensor]
-    token_BT: Tensor
+    batch: Batch
     feature_BTD: Tensor
-    root_BR: Tensor
 
     def first(self) -> tuple[Rows, Tensor, Tensor]:
         """Rows of step 1, and keys and values of all the target's rows, ``[B, H, T, hd]``."""
         head = self.head
-        next_token_BT = self.token_BT.roll(-1, dims=1)
+        next_token_BT = self.batch.token_BT.roll(-1, dims=1)
         row_BTD = head.rows(self.embed(next_token_BT), self.feature_BTD)
-        query_BHTd, key, value = head.project(row_BTD, self._position_BT)
+        query_BHTd, key, value = head.project(row_BTD, self.batch.position_BT)
         rows = Rows(
-            torch.take_along_dim(row_BTD, self.root_BR[:, :, None], dim=1),
-            torch.take_along_dim(query_BHTd, self.root_BR[:, None, :, None], dim=2),
+            torch.take_along_dim(row_BTD, self.batch.root_BR[:, :, None], dim=1),
+            torch.take_along_dim(query_BHTd, self.batch.root_BR[:, None, :, None], dim=2),
         )
         repeated = (x.repeat_interleave(head.groups, dim=1) for x in (key, value))
         return rows, *repeated
 
     def own(self, step: int, own_feature_BRD: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """Rows of a later step, with their keys and values, ``[B, Hkv, R, hd]``."""
-        last = self.token_BT.shape[1] - 1
-        token_BR = torch.take_along_dim(self.token_BT, (self.root_BR + step).clamp(max=last), dim=1)
-        row_BRD = self.head.rows(self.embed(token_BR), own_feature_BRD)
-        query, key, value = self.head.project(row_BRD, self.root_BR + step - 1)
+        batch = self.batch
+        place_BR = (batch.root_BR + step).clamp(max=batch.token_BT.shape[1] - 1)
+        row_BRD = self.head.rows(
+            self.embed(torch.take_along_dim(batch.token_BT, place_BR, dim=1)), own_feature_BRD
+        )
+        root_position_BR = torch.take_along_dim(batch.position_BT, batch.root_BR, dim=1)
+        query, key, value = self.head.project(row_BRD, root_position_BR + step - 1)
         return Rows(row_BRD, query), key, value
 
     def finish(
@@ -104,13 +107,11 @@ class Chains:
         own_values: Sequence[Tensor],
     ) -> Tensor:
         """The drafted features of these rows, ``[B, R, D]``; own keys up to theirs included."""
-        sees_B1RT = self._position_BT[:, None, None, :] <= self.root_BR[:, None, :, None]
         attended = chain_attention(
-            rows.query_BHRd, key_BHTd, value_BHTd, sees_B1RT, own_keys, own_values
+            rows.query_BHRd, key_BHTd, value_BHTd, self._sees_B1RT, own_keys, own_values
         )
         return self.head.finish(rows.row_BRD, attended)
 
-    @property
-    def _position_BT(self) -> Tensor:
-        n_tokens = self.token_BT.shape[1]
-        return torch.arange(n_tokens, device=self.token_BT.device).expand_as(self.token_BT)
+    @cached_property
+    def _sees_B1RT(self) -> Tensor:
+        return self.batch.sees_BQT(self.batch.root_BR)[:, None]

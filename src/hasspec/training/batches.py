@@ -51,23 +51,49 @@ def example_of(conversation: ConversationLike, max_length: int) -> Example:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Right-padded examples.
+class Place:
+    """Where an example lies in a batch: row ``row``, tokens ``start`` to ``start + length``."""
 
-    ``in_batch_M`` and ``in_root_M`` index ``[B, R]`` by the M true roots, example after example;
+    index: int
+    row: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples in rows, one a row or several (*packed*); rows are right-padded.
+
+    ``position_BT`` counts from 0 in each example and ``document_BT`` tells them apart; padding
+    belongs to document -1. ``root_BR`` are places in the row.
+
+    ``in_batch_M`` and ``in_root_M`` index ``[B, R]`` by the M true roots, row after row;
     ``offset_M`` counts the roots of the same span before each. Read as a *target* index, entry m
-    is position ``root_M[m]``: step j reaches it from the root ``j - 1`` entries before, which
-    exists when ``offset_M[m] >= j - 1``.
+    is place ``root_M[m]`` of its row: step j reaches it from the root ``j - 1`` entries before,
+    which exists when ``offset_M[m] >= j - 1``.
     """
 
-    index_B: list[int]
+    places: list[Place]
     token_BT: Tensor
-    length_B: list[int]
+    position_BT: Tensor
+    document_BT: Tensor
     root_BR: Tensor
     in_batch_M: Tensor
     in_root_M: Tensor
     root_M: Tensor
     offset_M: Tensor
+
+    @property
+    def packed(self) -> bool:
+        """Whether any row holds more than one example."""
+        return len(self.places) > len(self.token_BT)
+
+    def sees_BQT(self, place_BQ: Tensor) -> Tensor:
+        """Bool ``[B, Q, T]``: what each place of its row sees: its own example, not past itself."""
+        place_T = torch.arange(self.token_BT.shape[1], device=self.token_BT.device)
+        document_BQ = torch.take_along_dim(self.document_BT, place_BQ, dim=1)
+        causal_BQT = place_T <= place_BQ[:, :, None]
+        return causal_BQT & (self.document_BT[:, None, :] == document_BQ[:, :, None])
 
     def valid_nM(self, n_steps: int) -> Tensor:
         """Bool ``[n, M]``: step j has a chain that ends at target index m."""
@@ -85,39 +111,78 @@ class Batch:
 
 
 def collate(
-    examples: Sequence[Example], index_B: Sequence[int], device: torch.device | str
+    examples: Sequence[Example],
+    index_B: Sequence[int],
+    device: torch.device | str,
+    *,
+    packed: bool = False,
 ) -> Batch:
-    """Pad the chosen examples into a batch on ``device``."""
-    chosen = [examples[i] for i in index_B]
-    longest = max(len(e.token_T) for e in chosen)
-    most_roots = max(len(e.root_R) for e in chosen)
-    token_BT = torch.zeros(len(chosen), longest, dtype=torch.long)
-    root_BR = torch.zeros(len(chosen), most_roots, dtype=torch.long)
-    for row, example in enumerate(chosen):
-        token_BT[row, : len(example.token_T)] = torch.from_numpy(example.token_T)
-        root_BR[row, : len(example.root_R)] = torch.from_numpy(example.root_R)
-    counts = [len(e.root_R) for e in chosen]
-    columns = np.concatenate([np.arange(count) for count in counts])
+    """Lay the chosen examples out as a batch on ``device``.
+
+    Args:
+        packed: fill rows as long as the longest example with several shorter ones. Nothing that
+            is learned changes, there is only less padding.
+    """
+    lengths = [len(examples[i].token_T) for i in index_B]
+    rows = pack(lengths) if packed else [[i] for i in range(len(lengths))]
+    n_roots = [sum(len(examples[index_B[i]].root_R) for i in row) for row in rows]
+    token_BT = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    position_BT, document_BT = token_BT.clone(), token_BT - 1
+    root_BR = torch.zeros(len(rows), max(n_roots), dtype=torch.long)
+    places: list[Place] = []
+    offsets: list[np.ndarray] = []
+    for row, members in enumerate(rows):
+        start = first_root = 0
+        for document, i in enumerate(members):
+            example, length = examples[index_B[i]], lengths[i]
+            here = slice(start, start + length)
+            token_BT[row, here] = torch.from_numpy(example.token_T)
+            position_BT[row, here] = torch.arange(length)
+            document_BT[row, here] = document
+            roots = torch.from_numpy(example.root_R + start)
+            root_BR[row, first_root : first_root + len(roots)] = roots
+            places.append(Place(index_B[i], row, start, length))
+            offsets.append(example.offset_R)
+            start, first_root = start + length, first_root + len(roots)
+    in_batch_M = torch.from_numpy(np.repeat(np.arange(len(rows)), n_roots))
+    in_root_M = torch.from_numpy(np.concatenate([np.arange(n) for n in n_roots]))
     return Batch(
-        index_B=list(index_B),
+        places=places,
         token_BT=token_BT.to(device),
-        length_B=[len(e.token_T) for e in chosen],
+        position_BT=position_BT.to(device),
+        document_BT=document_BT.to(device),
         root_BR=root_BR.to(device),
-        in_batch_M=torch.from_numpy(np.repeat(np.arange(len(chosen)), counts)).to(device),
-        in_root_M=torch.from_numpy(columns).to(device),
-        root_M=torch.from_numpy(np.concatenate([e.root_R for e in chosen])).to(device),
-        offset_M=torch.from_numpy(np.concatenate([e.offset_R for e in chosen])).to(device),
+        in_batch_M=in_batch_M.to(device),
+        in_root_M=in_root_M.to(device),
+        root_M=root_BR[in_batch_M, in_root_M].to(device),
+        offset_M=torch.from_numpy(np.concatenate(offsets)).to(device),
     )
 
 
+def pack(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of examples, none longer than the longest example: first fit, longest first."""
+    room = max(lengths)
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, free in enumerate(left) if free >= lengths[i]), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            left.append(room)
+        rows[row].append(i)
+        left[row] -= lengths[i]
+    return rows
+
+
 def batch_order(
-    examples: Sequence[Example], batch: int, seed: int, *, start: int = 0
+    examples: Sequence[Example], batch: int, seed: int, *, start: int = 0, pooled: bool = True
 ) -> Iterator[list[int]]:
     """Endless batches of example indices, from optimiser step ``start`` on.
 
-    Each epoch is a fresh shuffle; within pools of 32 batches, examples of like length go
-    together, so little is padded. The order is a function of the seed alone, so a resumed run
-    sees what an uninterrupted one would have.
+    Each epoch is a fresh shuffle; *pooled*, examples of like length go together within pools of
+    32 batches, so that little is padded. The order is a function of the seed alone, so a resumed
+    run sees what an uninterrupted one would have.
     """
     lengths = np.array([len(e.token_T) for e in examples])
     usable = np.flatnonzero([len(e.root_R) > 0 for e in examples])
@@ -132,11 +197,13 @@ def batch_order(
     while True:
         rng = np.random.default_rng([seed, epoch])
         shuffled = rng.permutation(usable)[: per_epoch * batch]
-        pools = [
-            pool[np.argsort(lengths[pool], kind="stable")]
-            for pool in np.split(shuffled, range(32 * batch, len(shuffled), 32 * batch))
-        ]
-        batches = np.concatenate(pools).reshape(per_epoch, batch)
+        if pooled:
+            pools = [
+                pool[np.argsort(lengths[pool], kind="stable")]
+                for pool in np.split(shuffled, range(32 * batch, len(shuffled), 32 * batch))
+            ]
+            shuffled = np.concatenate(pools)
+        batches = shuffled.reshape(per_epoch, batch)
         for position in rng.permutation(per_epoch)[skipped:]:
             yield batches[position].tolist()
         epoch, skipped = epoch + 1, 0

@@ -131,9 +131,9 @@ class CachedFeatures:
         """``[B, T, D]`` features of a batch, in the target's dtype, zero where padded."""
         n_batch, longest = batch.token_BT.shape
         feature_BTD = torch.zeros(n_batch, longest, self._width, dtype=torch.bfloat16)
-        for row, index in enumerate(batch.index_B):
-            stored = self._rows[index]
-            feature_BTD[row, : len(stored)] = torch.from_numpy(stored.copy()).view(torch.bfloat16)
+        for place in batch.places:
+            stored = torch.from_numpy(self._rows[place.index].copy()).view(torch.bfloat16)
+            feature_BTD[place.row, place.start : place.start + place.length] = stored
         return feature_BTD.to(self._device, self._dtype)
 
 

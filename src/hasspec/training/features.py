@@ -26,6 +26,12 @@ class ComputedFeatures:
         self._target = target
 
     def features(self, batch: Batch) -> Tensor:
-        # Padding is on the right and attention is causal: no true token sees it.
         with torch.no_grad():
-            return self._target.features(batch.token_BT)
+            if not batch.packed:
+                # Padding is on the right and attention is causal: no true token sees it.
+                return self._target.features(batch.token_BT)
+            place_T = torch.arange(batch.token_BT.shape[1], device=batch.token_BT.device)
+            sees_BTT = batch.sees_BQT(place_T.expand_as(batch.token_BT))
+            return self._target.features(
+                batch.token_BT, mask=sees_BTT[:, None], position_BT=batch.position_BT
+            )

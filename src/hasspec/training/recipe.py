@@ -57,6 +57,7 @@ class Optimisation(_Section):
     clip: float = Field(0.5, gt=0, description="largest gradient norm")
     steps: int = Field(1000, ge=1, description="optimiser steps")
     batch: int = Field(16, ge=1, description="conversations a step")
+    packed: bool = Field(False, description="several conversations in a row, for less padding")
     feature_noise: float = Field(0.0, ge=0, description="half-width of uniform noise on features")
 
 

@@ -153,7 +153,13 @@ class Trainer:
         self, on_progress: Callable[[Progress], None] | None, interrupted: Callable[[], bool]
     ) -> bool:
         recipe = self.recipe
-        order = batch_order(self.examples, recipe.optimisation.batch, recipe.seed, start=self.step)
+        order = batch_order(
+            self.examples,
+            recipe.optimisation.batch,
+            recipe.seed,
+            start=self.step,
+            pooled=not recipe.optimisation.packed,
+        )
         saved = logged = started = time.monotonic()
         first, tokens_logged = self.step, self.tokens
         while self.step < recipe.optimisation.steps:
@@ -194,7 +200,9 @@ class Trainer:
 
     def _optimise(self, index_B: list[int]) -> tuple[Tensor, StepSums]:
         recipe = self.recipe
-        batch = collate(self.examples, index_B, self.target.device)
+        batch = collate(
+            self.examples, index_B, self.target.device, packed=recipe.optimisation.packed
+        )
         feature_BTD = self.features.features(batch)
         with self._autocast():
             loss, sums = training_loss(

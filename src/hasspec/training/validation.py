@@ -139,7 +139,7 @@ class Validation:
         self, head: DraftHead, draft_vocab_N: Tensor | None, batch: Batch, feature_BTD: Tensor
     ) -> Iterator[Tensor]:
         # Chains go on with the text's own tokens: as long as a guess was right, so does decoding.
-        chains = Chains(head, self._target.embed, batch.token_BT, feature_BTD, batch.root_BR)
+        chains = Chains(head, self._target.embed, batch, feature_BTD)
         drafted = align(chains, self._depth)
         vocabulary = DraftVocabulary(self._target, draft_vocab_N)
         for drafted_BRD in drafted:
