@@ -20,19 +20,38 @@ synth() { # prompts of MBPP, of GSM8K, and conversations that the target begins 
     "$hasspec" synth $target --out "$work/stores/chat" --magpie "$3" --seed 3
 }
 
-train() { # a recipe, the folder of the head, and further options
-    "$hasspec" train $target --dtype bfloat16 --cache "$work/features" \
-        --data "$work/stores/mbpp" --data "$work/stores/gsm8k" --data "$work/stores/chat" \
-        --recipe "$here/$target-$1.yaml" --out "$2" "${@:3}"
+train() { # a recipe, the folder of the head, its stores, and further options
+    local stores=()
+    for store in $3; do stores+=(--data "$work/stores/$store"); done
+    "$hasspec" train $target --dtype bfloat16 --cache "$work/features" "${stores[@]}" \
+        --recipe "$here/$target-$1.yaml" --out "$2" "${@:4}"
 }
 
-# The common start saw the first part of the data only.
+# A stage that has its head is not repeated: the data has grown since.
+trained() { [ -f "$1/model.safetensors" ]; }
+
+# 1. The common start: one alignment step on the first part of the data.
 start=$work/heads/$target-start
-if [ ! -f "$start/model.safetensors" ]; then
+if ! trained "$start"; then
     synth 787 649 705
-    train start "$start"
+    train start "$start" "mbpp gsm8k chat"
 fi
-synth 974 1625 2269
+
+# 2. Each head by its own recipe, on twice the data.
 for head in hass eagle; do
-    train $head "$work/heads/$target-$head" --init "$start"
+    middle=$work/heads/$target-$head-middle
+    if ! trained "$middle"; then
+        synth 974 1625 2269
+        train $head "$middle" "mbpp gsm8k chat" --init "$start" --set seed=1 \
+            --set optimisation.steps=2500 --set alignment.beta=1.0 --set validation.every=250
+    fi
+done
+
+# 3. And again, on twice as much once more.
+synth 974 4356 2693
+"$hasspec" synth $target --out "$work/stores/mbpp-sampled" --prompts "$prompts/mbpp.jsonl" \
+    --limit 974 --temperature 0.7 --seed 4
+for head in hass eagle; do
+    train $head "$work/heads/$target-$head" "mbpp mbpp-sampled gsm8k chat" \
+        --init "$work/heads/$target-$head-middle"
 done
