@@ -49,14 +49,21 @@ def train(run, tiny_target_folder: Path, target: Target, tmp_path: Path):
 
 def test_data_to_head(train, target: Target, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("name: mine\nvalidation: {conversations: 4, every: 3, depth: 2}\n")
+    recipe.write_text(
+        "name: mine\n"
+        "validation:\n"
+        "  {conversations: 4, every: 3, depth: 2, prompts: 3, new_tokens: 6, tree: 3x2x5}\n"
+    )
     result = train("--recipe", recipe, "--out", tmp_path / "head")
     assert result.exit_code == 0, result.output
     assert "16 conversations" in result.output
     assert result.output.count("on held-out text, alpha") == 2
+    assert result.output.count("decoded, static:3x2x5 T=0 tau") == 2
+    assert result.output.count("static:2x1x3 T=1 tau") == 2
     about = load_head(tmp_path / "head", target=target).metadata
     assert about["name"] == "mine"
     assert about["data"]["data"][0]["conversations"] == 20
+    assert about["training"]["best"]["served"][0]["tree"] == "static:3x2x5"
     assert "init" not in about["data"]
 
     # A finished run that is asked for again keeps what it measured.

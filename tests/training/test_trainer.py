@@ -16,7 +16,7 @@ from hasspec.target import Target
 from hasspec.training import Recipe, Trainer, load_recipe
 from hasspec.training.batches import batch_order, example_of
 from hasspec.training.features import ComputedFeatures
-from hasspec.training.trainer import learning_rate
+from hasspec.training.schedule import learning_rate
 
 
 @pytest.fixture

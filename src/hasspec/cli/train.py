@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from hasspec.target import Target
     from hasspec.training.batches import Example
     from hasspec.training.features import FeatureSource
+    from hasspec.training.progress import Progress, Served
+    from hasspec.training.recipe import Recipe
     from hasspec.training.trainer import Trainer
 
 
@@ -76,6 +79,7 @@ def train(
         provenance=provenance,
         init=start,
         held_out=held_out,
+        serve=_serving(loaded, settings, held_out),
     )
     _describe(trainer, console)
     finished = _run(trainer, console)
@@ -139,6 +143,33 @@ def _feature_source(
     return CachedFeatures(store, examples, target)
 
 
+def _serving(
+    target: Target, recipe: Recipe, held_out: list[Example]
+) -> Callable[[DraftHead], Served] | None:
+    """Decodes the prompts that the recipe's ``validation`` asks for."""
+    from hasspec.decoding import TreeSpec
+    from hasspec.evaluation.served import ServedAcceptance
+
+    validation = recipe.validation
+    if not validation.prompts:
+        return None
+    answered = [example for example in held_out if len(example.root_R)]
+    # The first root is the last token of the first prompt.
+    prompts = [e.token_T[: e.root_R[0] + 1].tolist() for e in answered[: validation.prompts]]
+    trees = [
+        TreeSpec.parse(tree, target.device)
+        for tree in (validation.tree, f"chain:{validation.depth}")
+    ]
+    return ServedAcceptance(
+        target,
+        prompts,
+        list(dict.fromkeys(trees)),
+        validation.temperatures,
+        new_tokens=validation.new_tokens,
+        seed=recipe.seed,
+    ).measure
+
+
 def _describe(trainer: Trainer, console: Console) -> None:
     recipe = trainer.recipe
     answers = sum(len(e.root_R) for e in trainer.examples)
@@ -157,8 +188,6 @@ def _run(trainer: Trainer, console: Console) -> bool:
     """Train with a progress bar; Ctrl-C and SIGTERM finish the step, save, and stop."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
-
-    from hasspec.training.trainer import Progress
 
     asked_to_stop: list[int] = []
     handlers = {
@@ -186,6 +215,13 @@ def _run(trainer: Trainer, console: Console) -> bool:
                         highlight=False,
                         soft_wrap=True,
                     )
+                if progress.served:
+                    bar.console.print(
+                        f"step {progress.step}: decoded, {_served_line(progress.served)}  "
+                        f"({progress.served_share:.0%} of the time)",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
                 if not console.is_terminal:
                     console.print(description, highlight=False, soft_wrap=True)
 
@@ -193,3 +229,14 @@ def _run(trainer: Trainer, console: Console) -> bool:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _served_line(served: Served) -> str:
+    parts = []
+    for setting in served.record:
+        interval = setting["interval"]
+        within = f" [{interval['low']:.2f}, {interval['high']:.2f}]" if interval else ""
+        parts.append(
+            f"{setting['tree']} T={setting['temperature']:g} tau {setting['tau']:.2f}{within}"
+        )
+    return "  ".join(parts)

@@ -35,6 +35,26 @@ class Interval:
         return "no significant difference"
 
 
+def ratio_interval(
+    numerator_P: Sequence[float],
+    denominator_P: Sequence[float],
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Interval:
+    """A ratio of totals over prompts, such as tau: prompts are drawn with replacement.
+
+    Draws in which the denominators are all 0 count for nothing.
+    """
+    measured_2P = np.array([numerator_P, denominator_P], dtype=np.float64)
+    n_prompts = measured_2P.shape[1]
+    drawn_RP = np.random.default_rng(seed).integers(n_prompts, size=(resamples, n_prompts))
+    numerator_R, denominator_R = measured_2P[:, drawn_RP].sum(axis=2)
+    drawn = denominator_R > 0
+    low, median, high = np.quantile(numerator_R[drawn] / denominator_R[drawn], [0.025, 0.5, 0.975])
+    return Interval(float(median), float(low), float(high), n_prompts)
+
+
 def speedup_interval(
     head_tokens_P: Sequence[int],
     head_seconds_P: Sequence[float],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -74,11 +74,33 @@ class Vocabulary(_Section):
 
 
 class Validation(_Section):
-    """Conversations that are set aside and never trained on, to see how far guesses hold there."""
+    """Conversations that are set aside and never trained on, to see how far guesses hold there.
+
+    Cheap: chains from every position of the answers. True: the first ``prompts`` of them decoded
+    with the engine, on the tree that will be served and on a chain; the best head by that is kept.
+    """
 
     conversations: int = Field(0, ge=0, description="how many; 0 measures nothing")
     every: int = Field(200, ge=1, description="optimiser steps between two measurements")
     depth: int = Field(6, ge=1, le=16, description="length of the chains")
+    prompts: int = Field(0, ge=0, description="of these, how many are decoded; 0 decodes none")
+    tree: str = Field("default", description="the tree that will be served")
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 1.0), min_length=1)
+    new_tokens: int = Field(64, ge=2, description="most tokens decoded of each prompt")
+    patience: int = Field(
+        0, ge=0, description="measurements without a better tau that end training; 0: never"
+    )
+
+    @model_validator(mode="after")
+    def _decoded_prompts_are_set_aside(self) -> Self:
+        if self.prompts > self.conversations:
+            raise ValueError(
+                f"prompts = {self.prompts} of only {self.conversations} conversations that are set "
+                "aside; raise conversations"
+            )
+        if self.patience and not self.prompts:
+            raise ValueError("patience needs prompts to decode; set prompts, too")
+        return self
 
 
 class Recipe(_Section):

@@ -18,7 +18,8 @@ from hasspec.training.recipe import Recipe
 
 
 class RunFolder:
-    """``OUT/run``: recipe.yaml, run.json (provenance), state.pt (to resume), metrics.jsonl.
+    """``OUT/run``: recipe.yaml, run.json (provenance), state.pt (to resume), best.pt (weights of
+    the best head so far, where decoding is measured), metrics.jsonl.
 
     The head itself lies one level up, in the layout that engines read.
     """
@@ -73,13 +74,23 @@ class RunFolder:
         with replacing(self.folder / "state.pt") as partial:
             torch.save(state, partial)
 
+    def save_best(self, weights: dict[str, Any]) -> None:
+        """Keep the weights of the best head so far."""
+        with replacing(self.folder / "best.pt") as partial:
+            torch.save(weights, partial)
+
+    def load_best(self) -> dict[str, Any]:
+        """The weights of the best head."""
+        return self._load(self.folder / "best.pt")
+
     def _load_state(self) -> dict[str, Any] | None:
         file = self.folder / "state.pt"
-        if not file.is_file():
-            return None
+        return self._load(file) if file.is_file() else None
+
+    def _load(self, file: Path) -> dict[str, Any]:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{file} cannot be read ({error}); delete {self.folder} to train from the start"
             ) from error

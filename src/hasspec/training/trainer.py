@@ -2,81 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hasspec.draft import DraftConfig, DraftHead, save_head
+from hasspec.draft import DraftHead, save_head
+from hasspec.draft.initial import new_head
 from hasspec.files import sole_writer
 from hasspec.target import Target
 from hasspec.training.batches import Example, batch_order, collate
+from hasspec.training.best import Best
 from hasspec.training.features import FeatureSource
 from hasspec.training.optimiser import optimisers_of
-from hasspec.training.recipe import Optimisation, Recipe
+from hasspec.training.progress import Progress, Served, log_record
+from hasspec.training.recipe import Recipe
 from hasspec.training.run_folder import RunFolder
+from hasspec.training.schedule import alignment_steps, learning_rate
 from hasspec.training.step import StepSums, training_loss
 from hasspec.training.validation import ChainAcceptance, Validation
 from hasspec.training.vocabulary import TrainingVocabulary, answer_token_counts, frequent_tokens
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one logged step reports; losses and accuracies per alignment step, per token.
-
-    ``held_out`` is there at the steps that measure it, see :class:`Validation`.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    accuracy: list[float]
-    tokens_per_second: float
-    seconds_left: float
-    record: dict[str, Any]
-    held_out: ChainAcceptance | None = None
-
-
-def learning_rate(optimisation: Optimisation, step: int) -> float:
-    """Learning rate of the ``step``-th (from 0) optimiser step: warm-up, then decay to zero."""
-    warmup = max(1, round(optimisation.warmup * optimisation.steps))
-    if step < warmup:
-        return optimisation.lr * (step + 1) / warmup
-    left = (optimisation.steps - step) / max(1, optimisation.steps - warmup)
-    if optimisation.schedule == "cosine":
-        left = 0.5 * (1 - math.cos(math.pi * left))
-    return optimisation.lr * left
-
-
-def alignment_steps(recipe: Recipe, step: int) -> int:
-    """Alignment steps n of the ``step``-th (from 0) optimiser step.
-
-    A beginner's own features are noise; ``alignment.delay`` spends its first steps on n = 1.
-    """
-    delayed = step < recipe.alignment.delay * recipe.optimisation.steps
-    return 1 if delayed else recipe.alignment.steps
-
-
-def new_head(target: Target, seed: int) -> DraftHead:
-    """A head whose weights the seed decides.
-
-    Small random weights, plus the identity from the incoming feature to the row: the head
-    starts from "the next feature is like this one", which learns faster than from noise.
-    """
-    head = DraftHead(DraftConfig.from_target(target.config))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in head.parameters():
-            if weight.dim() == 2:
-                weight.normal_(0.0, 0.02, generator=generator)
-        width = head.config.hidden_size
-        head.fc.weight[:, width:] += torch.eye(width)
-    return head.to(target.device)
 
 
 class Trainer:
@@ -91,6 +40,8 @@ class Trainer:
         provenance: what to record about target and data.
         init: a head to start from instead of random weights.
         held_out: conversations that are none of ``examples``, to measure acceptance on.
+        serve: decodes with a head and says how much is accepted; the head that is written is then
+            the one with the best tau, not the last.
     """
 
     def __init__(
@@ -104,7 +55,10 @@ class Trainer:
         provenance: dict[str, Any] | None = None,
         init: DraftHead | None = None,
         held_out: Sequence[Example] = (),
+        serve: Callable[[DraftHead], Served] | None = None,
     ):
+        self.serve = serve
+        self.best = Best(recipe.validation.patience)
         self.target, self.examples, self.features, self.recipe = target, examples, features, recipe
         self.provenance = provenance or {}
         self.run = RunFolder(out)
@@ -119,6 +73,7 @@ class Trainer:
                 optimiser.load_state_dict(stored)
             self.step, self.tokens = state["step"], state["tokens"]
             self.last_held_out = state["held_out"]
+            self.best.restore(state["best"])
             self.run.forget_after(self.step)
         self.frequent_N, self.coverage = self._frequent()
         self.vocabulary = TrainingVocabulary(
@@ -161,21 +116,38 @@ class Trainer:
             pooled=not recipe.optimisation.packed,
         )
         saved = logged = started = time.monotonic()
+        serving = 0.0
         first, tokens_logged = self.step, self.tokens
-        while self.step < recipe.optimisation.steps:
+        while self.step < recipe.optimisation.steps and not self.best.exhausted:
             loss, sums = self._optimise(next(order))
             held_out = self._validate()
+            began = time.monotonic()
+            served = self._serve()
+            serving += time.monotonic() - began
             last = self.step == recipe.optimisation.steps
-            if self.step % recipe.log_every == 0 or held_out or last:
+            if self.step % recipe.log_every == 0 or held_out or served or last:
                 now = time.monotonic()
                 rate = (self.tokens - tokens_logged) / max(now - logged, 1e-9)
                 logged, tokens_logged = now, self.tokens
                 pace = (now - started) / (self.step - first)
-                left = pace * (recipe.optimisation.steps - self.step)
-                progress = self._progress(loss, sums, rate, left, held_out)
-                self.run.log(progress.record)
+                lr = self.optimisers[0].param_groups[0]["lr"]
+                record = log_record(self.step, self.tokens, lr, loss, sums, held_out, served)
+                self.run.log(record)
                 if on_progress:
-                    on_progress(progress)
+                    on_progress(
+                        Progress(
+                            step=self.step,
+                            steps=recipe.optimisation.steps,
+                            loss=record["loss"],
+                            accuracy=record["accuracy"],
+                            tokens_per_second=rate,
+                            seconds_left=pace * (recipe.optimisation.steps - self.step),
+                            record=record,
+                            held_out=held_out,
+                            served=served,
+                            served_share=serving / max(now - started, 1e-9),
+                        )
+                    )
             stop = interrupted()
             if stop or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
                 self.save()
@@ -195,6 +167,7 @@ class Trainer:
                 "step": self.step,
                 "tokens": self.tokens,
                 "held_out": self.last_held_out,
+                "best": self.best.state,
             }
         )
 
@@ -231,14 +204,27 @@ class Trainer:
         enabled = self.recipe.precision == "bfloat16"
         return torch.autocast(self.target.device.type, torch.bfloat16, enabled=enabled)
 
+    @property
+    def _due(self) -> bool:
+        validation, last = self.recipe.validation, self.recipe.optimisation.steps
+        return self.step % validation.every == 0 or self.step == last
+
     def _validate(self) -> ChainAcceptance | None:
-        due = (
-            self.step % self.recipe.validation.every == 0
-            or self.step == self.recipe.optimisation.steps
-        )
-        if self.validation is None or not due:
+        if self.validation is None or not self._due:
             return None
-        return self.validation.measure(self.head, self.frequent_N, self._autocast)
+        measured = self.validation.measure(self.head, self.frequent_N, self._autocast)
+        self.last_held_out = {"alpha": measured.alpha, "chain_tau": measured.chain_tau}
+        return measured
+
+    def _serve(self) -> Served | None:
+        if self.serve is None or not self._due:
+            return None
+        head = copy.deepcopy(self.head).to(self.target.dtype).eval().requires_grad_(False)
+        head.draft_vocab_N = self.frequent_N
+        served = self.serve(head)
+        if self.best.offer(self.step, self.tokens, served.tau, served.record):
+            self.run.save_best(self.head.state_dict())
+        return served
 
     def _noise(self, feature_BTD: Tensor) -> Tensor | None:
         width = self.recipe.optimisation.feature_noise
@@ -261,35 +247,9 @@ class Trainer:
         count_V = answer_token_counts(self.examples, self.target.vocab_size)
         return frequent_tokens(count_V, n_drafted)
 
-    def _progress(
-        self,
-        loss: Tensor,
-        sums: StepSums,
-        rate: float,
-        seconds_left: float,
-        held_out: ChainAcceptance | None,
-    ) -> Progress:
-        count_n = sums.count_n.clamp(min=1)
-        accuracy = (sums.hit_n / count_n).tolist()
-        record = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "loss": loss.item(),
-            "feature": (sums.feature_n / count_n).tolist(),
-            "ce": (sums.ce_n / count_n).tolist(),
-            "top_k": (sums.top_k_n / count_n).tolist(),
-            "accuracy": accuracy,
-            "lr": self.optimisers[0].param_groups[0]["lr"],
-        }
-        if held_out:
-            record["held_out"] = {"alpha": held_out.alpha, "chain_tau": held_out.chain_tau}
-            self.last_held_out = record["held_out"]
-        steps = self.recipe.optimisation.steps
-        return Progress(
-            self.step, steps, loss.item(), accuracy, rate, seconds_left, record, held_out
-        )
-
     def _write_head(self) -> None:
+        if self.best.step is not None:
+            self.head.load_state_dict(self.run.load_best())
         self.head.draft_vocab_N = self.frequent_N
         self.head.metadata = {
             "format": "hasspec-1",
@@ -303,6 +263,7 @@ class Trainer:
                 "answer_token_passes": self.tokens,
                 "draft_vocab_coverage": self.coverage,
                 "held_out": self.last_held_out,
+                **({"best": self.best.state} if self.best.step is not None else {}),
             },
         }
         save_head(self.head, self.run.out)

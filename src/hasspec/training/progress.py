@@ -1,0 +1,73 @@
+"""What a step of training reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from hasspec.training.step import StepSums
+from hasspec.training.validation import ChainAcceptance
+
+
+class Served(Protocol):
+    """Acceptance measured by decoding, as :class:`hasspec.evaluation.served.ServedAcceptance`."""
+
+    @property
+    def tau(self) -> float:
+        """What the best head is chosen by."""
+        ...
+
+    @property
+    def record(self) -> list[dict[str, Any]]:
+        """Everything measured, for the log."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one logged step reports; losses and accuracies per alignment step, per token.
+
+    ``held_out`` and ``served`` are there at the steps that measure them, see ``validation`` in the
+    recipe; ``served_share`` is the part of the time so far that went into ``served``.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: list[float]
+    tokens_per_second: float
+    seconds_left: float
+    record: dict[str, Any]
+    held_out: ChainAcceptance | None = None
+    served: Served | None = None
+    served_share: float = 0.0
+
+
+def log_record(
+    step: int,
+    tokens: int,
+    rate: float,
+    loss: Tensor,
+    sums: StepSums,
+    held_out: ChainAcceptance | None,
+    served: Served | None,
+) -> dict[str, Any]:
+    """The line of metrics.jsonl of one step: nothing in it depends on how fast it went."""
+    count_n = sums.count_n.clamp(min=1)
+    record = {
+        "step": step,
+        "tokens": tokens,
+        "loss": loss.item(),
+        "feature": (sums.feature_n / count_n).tolist(),
+        "ce": (sums.ce_n / count_n).tolist(),
+        "top_k": (sums.top_k_n / count_n).tolist(),
+        "accuracy": (sums.hit_n / count_n).tolist(),
+        "lr": rate,
+    }
+    if held_out:
+        record["held_out"] = {"alpha": held_out.alpha, "chain_tau": held_out.chain_tau}
+    if served:
+        record["served"] = served.record
+    return record
