@@ -5,7 +5,8 @@
 
 with p the softmax over the whole vocabulary; nothing is renormalised on the top K. Both are one
 weighted cross-entropy with weights ``c = a q + w q_topK``: its gradient is ``(sum c) p - c``, so
-a chunk of rows needs its logits once and ``rows x V`` is never held for the whole batch.
+a chunk of rows needs its logits once and ``rows x V`` is never held for the whole batch. Further
+terms (``training/terms.py``) are differentiated by autograd inside the chunk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from hasspec.training.terms import TERMS, TermSettings
 
 CHUNK_ROWS = 128
 
@@ -37,11 +40,13 @@ class OutputLayer:
 
 @dataclass(frozen=True)
 class DistillationWeights:
-    """Weights of the two distillation terms: ``ce`` (a), ``top_k`` (w), and K."""
+    """Weights of the distillation terms: ``ce`` (a), ``top_k`` (w) and K, and any of ``TERMS``."""
 
     ce: float = 0.1
     top_k: float = 1.0
     k: int = 10
+    terms: tuple[tuple[str, float], ...] = ()
+    settings: TermSettings = TermSettings()
 
 
 def feature_loss(drafted_MD: Tensor, feature_MD: Tensor, weight_M: Tensor) -> Tensor:
@@ -51,11 +56,11 @@ def feature_loss(drafted_MD: Tensor, feature_MD: Tensor, weight_M: Tensor) -> Te
 
 
 class Distillation(torch.autograd.Function):
-    """Weighted cross-entropy of n drafted features against one teacher.
+    """The distillation loss of n drafted features against one teacher.
 
     ``apply(drafted_nMD, feature_MD, valid_nM, layer, weights)`` returns the summed loss of each
-    step, ``[n]``, and, not differentiable, ``[n, 3]`` sums: plain CE, top-K CE and rows whose
-    most likely token is the teacher's.
+    step, ``[n]``, and, not differentiable, ``[n, 3 + terms]`` sums: plain CE, top-K CE, rows whose
+    most likely token is the teacher's, and each of ``weights.terms`` (unweighted).
     """
 
     @staticmethod
@@ -64,23 +69,29 @@ class Distillation(torch.autograd.Function):
         grad_nMD = torch.zeros_like(drafted_nMD)
         wide = torch.float64 if drafted_nMD.dtype == torch.float64 else torch.float32
         loss_n = drafted_nMD.new_zeros(n_steps, dtype=wide)
-        sums_n3 = drafted_nMD.new_zeros(n_steps, 3, dtype=wide)
+        sums_nS = drafted_nMD.new_zeros(n_steps, 3 + len(weights.terms), dtype=wide)
         # Autocast would round the wide logits; every dtype here is chosen by hand.
         with torch.autocast(drafted_nMD.device.type, enabled=False):
             for start in range(0, n_rows, CHUNK_ROWS):
                 rows = slice(start, start + CHUNK_ROWS)
-                teacher = _teacher(layer.logits(feature_MD[rows]).to(wide), weights)
+                teacher_CN = layer.logits(feature_MD[rows]).to(wide)
+                teacher = _teacher(teacher_CN, weights)
                 for step in range(n_steps):
                     logits_CN = layer.logits(drafted_nMD[step, rows]).to(wide)
                     valid_C = valid_nM[step, rows].to(wide)
-                    loss_C, ce_C, top_C, hit_C, grad_CN = _student(logits_CN, teacher, weights)
+                    others, others_grad_CN = _others(logits_CN, teacher_CN, weights)
+                    loss_C, *sums, grad_CN = _student(logits_CN, teacher, weights)
+                    if others:
+                        grad_CN += others_grad_CN
+                        for (_, weight), other_C in zip(weights.terms, others, strict=True):
+                            loss_C = loss_C + weight * other_C
                     loss_n[step] += (loss_C * valid_C).sum()
-                    sums_n3[step] += torch.stack([ce_C, top_C, hit_C], -1).T @ valid_C
+                    sums_nS[step] += torch.stack([*sums, *others]) @ valid_C
                     grad_CD = grad_CN.to(layer.weight_ND.dtype) @ layer.weight_ND
                     grad_nMD[step, rows] = grad_CD * valid_C[:, None].to(grad_CD.dtype)
         ctx.save_for_backward(grad_nMD)
-        ctx.mark_non_differentiable(sums_n3)
-        return loss_n, sums_n3
+        ctx.mark_non_differentiable(sums_nS)
+        return loss_n, sums_nS
 
     @staticmethod
     def backward(ctx, grad_loss_n, _grad_sums):  # noqa: ANN001, ANN205
@@ -102,6 +113,23 @@ def _teacher(logits_CN: Tensor, weights: DistillationWeights) -> _Teacher:
     top_prob_CK, top_index_CK = prob_CN.topk(min(weights.k, prob_CN.shape[-1]), dim=-1)
     mass_C = weights.ce + weights.top_k * top_prob_CK.sum(-1)
     return _Teacher(prob_CN, top_prob_CK, top_index_CK, mass_C)
+
+
+def _others(
+    logits_CN: Tensor, teacher_CN: Tensor, weights: DistillationWeights
+) -> tuple[list[Tensor], Tensor | None]:
+    """The further terms a row, and the gradient of their weighted sum by the logits."""
+    if not weights.terms:
+        return [], None
+    with torch.enable_grad():
+        leaf_CN = logits_CN.detach().requires_grad_(True)
+        terms, total = [], leaf_CN.new_zeros(())
+        for name, weight in weights.terms:
+            term_C = TERMS[name](leaf_CN, teacher_CN, weights.settings)
+            terms.append(term_C.detach())
+            total = total + weight * term_C.sum()
+        (grad_CN,) = torch.autograd.grad(total, leaf_CN)
+    return terms, grad_CN
 
 
 def _student(

@@ -63,6 +63,7 @@ def log_record(
         "feature": (sums.feature_n / count_n).tolist(),
         "ce": (sums.ce_n / count_n).tolist(),
         "top_k": (sums.top_k_n / count_n).tolist(),
+        **{name: (sum_n / count_n).tolist() for name, sum_n in sums.terms_n.items()},
         "accuracy": (sums.hit_n / count_n).tolist(),
         "lr": rate,
     }

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hasspec.training.terms import TERMS
 
 
 class _Section(BaseModel):
@@ -45,6 +47,19 @@ class Objective(_Section):
     ce: float = Field(0.1, ge=0)
     top_k: float = Field(1.0, ge=0, description="w")
     k: int = Field(10, ge=1, description="K")
+    terms: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weights of further terms by name"
+    )
+    p: float = Field(0.9, gt=0, le=1, description="P of the term top_p")
+    kl_share: float = Field(0.5, ge=0, le=1, description="share of KL in the term lk")
+
+    @field_validator("terms")
+    @classmethod
+    def _terms_exist(cls, terms: dict[str, float]) -> dict[str, float]:
+        for name in terms:
+            if name not in TERMS:
+                raise ValueError(f"no term is called {name!r}; there are {', '.join(TERMS)}")
+        return terms
 
 
 class Optimisation(_Section):

@@ -20,6 +20,7 @@ from hasspec.training.objectives import (
 )
 from hasspec.training.recipe import Alignment, Objective
 from hasspec.training.recompute import recomputed
+from hasspec.training.terms import TermSettings
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class StepSums:
     top_k_n: Tensor
     hit_n: Tensor
     count_n: Tensor
+    terms_n: dict[str, Tensor]
 
 
 def training_loss(
@@ -81,8 +83,14 @@ def _compare(
     feature_MD = feature_BTD[batch.in_batch_M, batch.root_M + 1]
     count_n = valid_nM.sum(-1).clamp(min=1)
 
-    weights = DistillationWeights(objective.ce, objective.top_k, objective.k)
-    distilled_n, sums_n3 = Distillation.apply(
+    weights = DistillationWeights(
+        objective.ce,
+        objective.top_k,
+        objective.k,
+        tuple(objective.terms.items()),
+        TermSettings(objective.k, objective.p, objective.kl_share),
+    )
+    distilled_n, sums_nS = Distillation.apply(
         drafted_nMD.to(layer.weight_ND.dtype), feature_MD, valid_nM, layer, weights
     )
     wide_MD = feature_MD.to(distilled_n.dtype)
@@ -94,5 +102,6 @@ def _compare(
     )
     beta_n = beta ** torch.arange(n_steps, device=count_n.device)
     loss = (beta_n * (objective.feature * feature_n + distilled_n) / count_n).sum()
-    ce_n, top_k_n, hit_n = sums_n3.unbind(-1)
-    return loss, StepSums(feature_n.detach(), ce_n, top_k_n, hit_n, valid_nM.sum(-1))
+    ce_n, top_k_n, hit_n, *others = sums_nS.unbind(-1)
+    terms_n = dict(zip(objective.terms, others, strict=True))
+    return loss, StepSums(feature_n.detach(), ce_n, top_k_n, hit_n, valid_nM.sum(-1), terms_n)
