@@ -68,9 +68,9 @@ class Batch:
     belongs to document -1. ``root_BR`` are places in the row.
 
     ``in_batch_M`` and ``in_root_M`` index ``[B, R]`` by the M true roots, row after row;
-    ``offset_M`` counts the roots of the same span before each. Read as a *target* index, entry m
-    is place ``root_M[m]`` of its row: step j reaches it from the root ``j - 1`` entries before,
-    which exists when ``offset_M[m] >= j - 1``.
+    ``place_M`` tells which of ``places`` each lies in, ``offset_M`` counts the roots of the same
+    span before it. Read as a *target* index, entry m is token ``root_M[m]`` of its row: step j
+    reaches it from the root ``j - 1`` entries before, which exists when ``offset_M[m] >= j - 1``.
     """
 
     places: list[Place]
@@ -81,6 +81,7 @@ class Batch:
     in_batch_M: Tensor
     in_root_M: Tensor
     root_M: Tensor
+    place_M: Tensor
     offset_M: Tensor
 
     @property
@@ -99,6 +100,10 @@ class Batch:
         """Bool ``[n, M]``: step j has a chain that ends at target index m."""
         step_n = torch.arange(n_steps, device=self.offset_M.device)
         return self.offset_M >= step_n[:, None]
+
+    def of_own_chain(self, of_target_M: Tensor) -> Tensor:
+        """What the previous step of each chain had: the entry one target before, 0 for none."""
+        return torch.cat([of_target_M.new_zeros(1), of_target_M[:-1]])
 
     def by_target(self, drafted: list[Tensor]) -> Tensor:
         """Drafted features ``[B, R, D]`` of each step, ordered by target index: ``[n, M, D]``."""
@@ -155,6 +160,7 @@ def collate(
         in_batch_M=in_batch_M.to(device),
         in_root_M=in_root_M.to(device),
         root_M=root_BR[in_batch_M, in_root_M].to(device),
+        place_M=torch.repeat_interleave(torch.tensor([len(o) for o in offsets])).to(device),
         offset_M=torch.from_numpy(np.concatenate(offsets)).to(device),
     )
 

@@ -49,22 +49,22 @@ class DistillationWeights:
     settings: TermSettings = TermSettings()
 
 
-def feature_loss(drafted_MD: Tensor, feature_MD: Tensor, weight_M: Tensor) -> Tensor:
-    """Sum over rows of ``weight * mean_d SmoothL1(g, f)`` (beta = 1)."""
-    per_row = functional.smooth_l1_loss(drafted_MD, feature_MD, reduction="none").mean(-1)
-    return (per_row * weight_M).sum()
+def feature_loss(drafted_MD: Tensor, feature_MD: Tensor) -> Tensor:
+    """``mean_d SmoothL1(g, f)`` (beta = 1) of each row."""
+    return functional.smooth_l1_loss(drafted_MD, feature_MD, reduction="none").mean(-1)
 
 
 class Distillation(torch.autograd.Function):
     """The distillation loss of n drafted features against one teacher.
 
-    ``apply(drafted_nMD, feature_MD, valid_nM, layer, weights)`` returns the summed loss of each
-    step, ``[n]``, and, not differentiable, ``[n, 3 + terms]`` sums: plain CE, top-K CE, rows whose
-    most likely token is the teacher's, and each of ``weights.terms`` (unweighted).
+    ``apply(drafted_nMD, feature_MD, weight_nM, layer, weights)`` returns the loss of each step,
+    ``[n]``, summed over rows by their weight, and, not differentiable, ``[n, 3 + terms]`` sums over
+    all rows that weigh anything: plain CE, top-K CE, rows whose most likely token is the teacher's,
+    and each of ``weights.terms``.
     """
 
     @staticmethod
-    def forward(ctx, drafted_nMD, feature_MD, valid_nM, layer, weights):  # noqa: ANN001, ANN205
+    def forward(ctx, drafted_nMD, feature_MD, weight_nM, layer, weights):  # noqa: ANN001, ANN205
         n_steps, n_rows, _ = drafted_nMD.shape
         grad_nMD = torch.zeros_like(drafted_nMD)
         wide = torch.float64 if drafted_nMD.dtype == torch.float64 else torch.float32
@@ -78,17 +78,17 @@ class Distillation(torch.autograd.Function):
                 teacher = _teacher(teacher_CN, weights)
                 for step in range(n_steps):
                     logits_CN = layer.logits(drafted_nMD[step, rows]).to(wide)
-                    valid_C = valid_nM[step, rows].to(wide)
+                    weight_C = weight_nM[step, rows].to(wide)
                     others, others_grad_CN = _others(logits_CN, teacher_CN, weights)
                     loss_C, *sums, grad_CN = _student(logits_CN, teacher, weights)
                     if others:
                         grad_CN += others_grad_CN
                         for (_, weight), other_C in zip(weights.terms, others, strict=True):
                             loss_C = loss_C + weight * other_C
-                    loss_n[step] += (loss_C * valid_C).sum()
-                    sums_nS[step] += torch.stack([*sums, *others]) @ valid_C
+                    loss_n[step] += (loss_C * weight_C).sum()
+                    sums_nS[step] += torch.stack([*sums, *others]) @ (weight_C > 0).to(wide)
                     grad_CD = grad_CN.to(layer.weight_ND.dtype) @ layer.weight_ND
-                    grad_nMD[step, rows] = grad_CD * valid_C[:, None].to(grad_CD.dtype)
+                    grad_nMD[step, rows] = grad_CD * weight_C[:, None].to(grad_CD.dtype)
         ctx.save_for_backward(grad_nMD)
         ctx.mark_non_differentiable(sums_nS)
         return loss_n, sums_nS
@@ -98,6 +98,19 @@ class Distillation(torch.autograd.Function):
         (grad_nMD,) = ctx.saved_tensors
         scaled = grad_nMD * grad_loss_n[:, None, None].to(grad_nMD.dtype)
         return scaled, None, None, None, None
+
+
+@torch.no_grad()
+def hits(drafted_nMD: Tensor, feature_MD: Tensor, layer: OutputLayer) -> Tensor:
+    """Bool ``[n, M]``: rows whose most likely token is the teacher's."""
+    hit_nM = torch.empty(drafted_nMD.shape[:2], dtype=torch.bool, device=drafted_nMD.device)
+    with torch.autocast(drafted_nMD.device.type, enabled=False):
+        for start in range(0, len(feature_MD), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            expected_C = layer.logits(feature_MD[rows]).argmax(-1)
+            for step, drafted_MD in enumerate(drafted_nMD):
+                hit_nM[step, rows] = layer.logits(drafted_MD[rows]).argmax(-1) == expected_C
+    return hit_nM
 
 
 @dataclass(frozen=True)

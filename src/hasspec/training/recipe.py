@@ -50,6 +50,12 @@ class Objective(_Section):
     terms: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="weights of further terms by name"
     )
+    mean: Literal["token", "sequence"] = Field(
+        "token", description="a step's loss is the mean over its tokens, or over conversations"
+    )
+    until_miss: bool = Field(
+        False, description="later steps count only where the chain has guessed right so far"
+    )
     p: float = Field(0.9, gt=0, le=1, description="P of the term top_p")
     kl_share: float = Field(0.5, ge=0, le=1, description="share of KL in the term lk")
 

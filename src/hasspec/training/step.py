@@ -17,6 +17,7 @@ from hasspec.training.objectives import (
     DistillationWeights,
     OutputLayer,
     feature_loss,
+    hits,
 )
 from hasspec.training.recipe import Alignment, Objective
 from hasspec.training.recompute import recomputed
@@ -56,7 +57,8 @@ def training_loss(
         noise_BTD: added to the *input* features only.
 
     Returns:
-        Scalar loss: steps are summed with weights beta**(j-1), each a mean over its tokens.
+        Scalar loss: steps are summed with weights beta**(j-1), each a mean over its tokens or
+        over conversations (``objective.mean``).
     """
 
     def loss_of(drafted: Sequence[Tensor]) -> tuple[Tensor, StepSums]:
@@ -79,9 +81,12 @@ def _compare(
 ) -> tuple[Tensor, StepSums]:
     n_steps = len(drafted)
     drafted_nMD = batch.by_target(drafted)
-    valid_nM = batch.valid_nM(n_steps)
     feature_MD = feature_BTD[batch.in_batch_M, batch.root_M + 1]
-    count_n = valid_nM.sum(-1).clamp(min=1)
+    narrow_nMD = drafted_nMD.to(layer.weight_ND.dtype)
+    valid_nM = batch.valid_nM(n_steps)
+    if objective.until_miss and n_steps > 1:
+        valid_nM = _until_miss(valid_nM, hits(narrow_nMD, feature_MD, layer), batch)
+    weight_nM = _shares(valid_nM, batch, objective.mean)
 
     weights = DistillationWeights(
         objective.ce,
@@ -90,18 +95,37 @@ def _compare(
         tuple(objective.terms.items()),
         TermSettings(objective.k, objective.p, objective.kl_share),
     )
-    distilled_n, sums_nS = Distillation.apply(
-        drafted_nMD.to(layer.weight_ND.dtype), feature_MD, valid_nM, layer, weights
-    )
+    distilled_n, sums_nS = Distillation.apply(narrow_nMD, feature_MD, weight_nM, layer, weights)
     wide_MD = feature_MD.to(distilled_n.dtype)
-    feature_n = torch.stack(
-        [
-            feature_loss(drafted_nMD[j].to(wide_MD.dtype), wide_MD, valid_nM[j])
-            for j in range(n_steps)
-        ]
+    row_nM = torch.stack(
+        [feature_loss(step_MD.to(wide_MD.dtype), wide_MD) for step_MD in drafted_nMD]
     )
-    beta_n = beta ** torch.arange(n_steps, device=count_n.device)
-    loss = (beta_n * (objective.feature * feature_n + distilled_n) / count_n).sum()
+    beta_n = beta ** torch.arange(n_steps, device=weight_nM.device)
+    loss = (beta_n * (objective.feature * (row_nM * weight_nM).sum(-1) + distilled_n)).sum()
     ce_n, top_k_n, hit_n, *others = sums_nS.unbind(-1)
-    terms_n = dict(zip(objective.terms, others, strict=True))
-    return loss, StepSums(feature_n.detach(), ce_n, top_k_n, hit_n, valid_nM.sum(-1), terms_n)
+    return loss, StepSums(
+        (row_nM.detach() * valid_nM).sum(-1),
+        ce_n,
+        top_k_n,
+        hit_n,
+        valid_nM.sum(-1),
+        dict(zip(objective.terms, others, strict=True)),
+    )
+
+
+def _shares(valid_nM: Tensor, batch: Batch, mean: str) -> Tensor:
+    """Weight of each row in the mean of its step, over tokens or over conversations."""
+    weight_nM = valid_nM.float()
+    if mean == "sequence":
+        tokens_nP = weight_nM.new_zeros(len(valid_nM), len(batch.places))
+        tokens_nP.index_add_(1, batch.place_M, weight_nM)
+        weight_nM = weight_nM / tokens_nP.clamp(min=1)[:, batch.place_M]
+    return weight_nM / weight_nM.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _until_miss(valid_nM: Tensor, hit_nM: Tensor, batch: Batch) -> Tensor:
+    """Of the valid rows, those whose chain has guessed right at all its earlier steps."""
+    kept_nM = valid_nM.clone()
+    for step in range(1, len(valid_nM)):
+        kept_nM[step] &= batch.of_own_chain(kept_nM[step - 1] & hit_nM[step - 1])
+    return kept_nM
