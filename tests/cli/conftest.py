@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
 from hasspec.cli.main import app
+from hasspec.data import Conversation, TokenStore
+from hasspec.data.store import StoreMetadata
 from hasspec.draft import DraftConfig, DraftHead, save_head
 from hasspec.target import Target
 
@@ -34,6 +37,25 @@ def prompts(tmp_path: Path) -> Path:
         + "".join(f'{{"id": {n}, "prompt": "{"xyz" * n}"}}\n' for n in range(2, 8))
     )
     return file
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[[Path, str], Path]:
+    """``make_store(path, fingerprint)``: a token store of twenty short conversations."""
+
+    def make(path: Path, fingerprint: str) -> Path:
+        rng = np.random.default_rng(0)
+        store = TokenStore.create(path, StoreMetadata(target={"fingerprint": fingerprint}))
+        store.append(
+            [
+                Conversation(rng.integers(3, 100, size=length).tolist(), [(4, length)])
+                for length in rng.integers(12, 30, size=20).tolist()
+            ],
+            complete=True,
+        )
+        return path
+
+    return make
 
 
 @pytest.fixture

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from hasspec.data import Conversation, TokenStore
-from hasspec.data.store import StoreMetadata
 from hasspec.draft import load_head
 from hasspec.target import Target
 from hasspec.training import load_recipe
@@ -19,21 +16,8 @@ def target(tiny_target_folder: Path) -> Target:
     return Target.load(str(tiny_target_folder))
 
 
-def make_store(path: Path, fingerprint: str) -> Path:
-    rng = np.random.default_rng(0)
-    store = TokenStore.create(path, StoreMetadata(target={"fingerprint": fingerprint}))
-    store.append(
-        [
-            Conversation(rng.integers(3, 100, size=length).tolist(), [(4, length)])
-            for length in rng.integers(12, 30, size=20).tolist()
-        ],
-        complete=True,
-    )
-    return path
-
-
 @pytest.fixture
-def train(run, tiny_target_folder: Path, target: Target, tmp_path: Path):
+def train(run, make_store, tiny_target_folder: Path, target: Target, tmp_path: Path):
     store = make_store(tmp_path / "data", target.fingerprint())
 
     def invoke(*arguments: object):
@@ -87,7 +71,7 @@ def test_data_to_head(train, target: Target, tmp_path: Path) -> None:
     assert (tmp_path / "second" / "run" / "metrics.jsonl").read_text() == lines
 
 
-def test_data_of_another_target_is_refused(run, tiny_target_folder: Path, tmp_path: Path) -> None:
+def test_data_of_another_target_is_refused(run, make_store, tiny_target_folder, tmp_path) -> None:
     store = make_store(tmp_path / "foreign", "0123456789abcdef")
     result = run("train", tiny_target_folder, "--data", store, "--out", tmp_path / "head")
     assert result.exit_code == 2
