@@ -31,7 +31,7 @@ def train(run, make_store, tiny_target_folder: Path, target: Target, tmp_path: P
     return invoke
 
 
-def test_data_to_head(train, target: Target, tmp_path: Path) -> None:
+def test_data_to_head(run, train, target: Target, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "name: mine\n"
@@ -54,6 +54,19 @@ def test_data_to_head(train, target: Target, tmp_path: Path) -> None:
     written = (tmp_path / "head" / "hasspec.json").read_text()
     assert train("--recipe", recipe, "--out", tmp_path / "head").exit_code == 0
     assert (tmp_path / "head" / "hasspec.json").read_text() == written
+
+    # The run can be read back, the same every time.
+    assert run("report", tmp_path / "head").exit_code == 0
+    page = (tmp_path / "head" / "report" / "report.md").read_text()
+    assert page.startswith("# mine\n")
+    assert "| 6 | `static:3x2x5` | 0 |" in page
+    plots = ["loss.png", "accuracy.png", "held_out.png", "served.png"]
+    for name in plots:
+        assert f"({name})" in page
+    assert run("report", tmp_path / "head", "--out", tmp_path / "again").exit_code == 0
+    for name in ["report.md", *plots]:
+        again = (tmp_path / "again" / name).read_bytes()
+        assert again == (tmp_path / "head" / "report" / name).read_bytes()
 
     # A second stage says what it started from.
     second = train("--out", tmp_path / "second", "--init", tmp_path / "head")
@@ -87,3 +100,12 @@ def test_shipped_recipes_are_valid() -> None:
     assert hass.optimisation == eagle.optimisation
     shipped = found["smollm2-135m-hass"], found["smollm2-135m-eagle"]
     assert shipped[0].optimisation == shipped[1].optimisation
+
+
+def test_a_report_needs_a_run(run, tmp_path: Path) -> None:
+    result = run("report", tmp_path)
+    assert result.exit_code == 2
+    assert "holds no training run" in result.output
+    (tmp_path / "run.json").write_text('{"described": {}}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo')
+    assert "nothing has been logged" in run("report", tmp_path).output

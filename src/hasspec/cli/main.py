@@ -12,6 +12,7 @@ from hasspec.cli.chat import chat
 from hasspec.cli.demo import demo
 from hasspec.cli.generate import generate
 from hasspec.cli.ingest import ingest
+from hasspec.cli.report import report
 from hasspec.cli.synth import synth
 from hasspec.cli.train import train
 
@@ -57,7 +58,7 @@ def main(
     """Lossless speculative decoding with HASS draft heads: train, run, measure."""
 
 
-for command in (demo, generate, chat, synth, ingest, train, bench):
+for command in (demo, generate, chat, synth, ingest, train, report, bench):
     app.command()(command)
 
 
