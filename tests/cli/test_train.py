@@ -38,6 +38,12 @@ def test_data_to_head(run, train, target: Target, tmp_path: Path) -> None:
         "validation:\n"
         "  {conversations: 4, every: 3, depth: 2, prompts: 3, new_tokens: 6, tree: 3x2x5}\n"
     )
+    planned = train("--recipe", recipe, "--out", tmp_path / "head", "--plan")
+    assert planned.exit_code == 0, planned.output
+    assert "peak memory" in planned.output
+    assert not (tmp_path / "head").exists()
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+
     result = train("--recipe", recipe, "--out", tmp_path / "head")
     assert result.exit_code == 0, result.output
     assert "16 conversations" in result.output

@@ -38,6 +38,9 @@ def train(
         Path | None,
         typer.Option(help="Folder for a disk cache of target features (2 D bytes/token)."),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the run will take, and do nothing.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "float32",
     device: Device = "cpu",
     threads: Threads = None,
@@ -70,6 +73,9 @@ def train(
         provenance["init"] = _described(start)
     n_held_out = settings.validation.conversations
     examples, held_out = set_aside(examples, n_held_out, settings.seed)
+    if plan:
+        _show_plan(loaded, examples, settings, cache, start, held_out)
+        return
     trainer = Trainer(
         loaded,
         examples,
@@ -87,6 +93,25 @@ def train(
         console.print(f"Interrupted at step {trainer.step}; the same command continues.")
         raise typer.Exit(130)
     console.print(f"Head written to {out}")
+
+
+def _show_plan(
+    target: Target,
+    examples: list[Example],
+    recipe: Recipe,
+    cache: Path | None,
+    start: DraftHead | None,
+    held_out: list[Example],
+) -> None:
+    from rich.console import Console
+
+    from hasspec.cli.planning import plan_table
+    from hasspec.training.feature_cache import FeatureCache
+    from hasspec.training.plan import plan
+
+    store = FeatureCache(cache, target) if cache else None
+    found = plan(target, examples, recipe, cache=store, init=start, held_out=held_out)
+    Console().print(plan_table(found, decoded_prompts=recipe.validation.prompts))
 
 
 def _described(head: DraftHead) -> dict:

@@ -177,7 +177,7 @@ class Trainer:
             self.examples, index_B, self.target.device, packed=recipe.optimisation.packed
         )
         feature_BTD = self.features.features(batch)
-        with self._autocast():
+        with self.autocast():
             loss, sums = training_loss(
                 self.head,
                 self.target,
@@ -200,7 +200,8 @@ class Trainer:
         self.tokens += len(batch.root_M)
         return loss.detach(), sums
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision of the recipe, as a context."""
         enabled = self.recipe.precision == "bfloat16"
         return torch.autocast(self.target.device.type, torch.bfloat16, enabled=enabled)
 
@@ -212,7 +213,7 @@ class Trainer:
     def _validate(self) -> ChainAcceptance | None:
         if self.validation is None or not self._due:
             return None
-        measured = self.validation.measure(self.head, self.frequent_N, self._autocast)
+        measured = self.validation.measure(self.head, self.frequent_N, self.autocast)
         self.last_held_out = {"alpha": measured.alpha, "chain_tau": measured.chain_tau}
         return measured
 
