@@ -15,9 +15,10 @@ from hasspec.draft import DraftHead, save_head
 from hasspec.draft.initial import new_head
 from hasspec.files import sole_writer
 from hasspec.target import Target
-from hasspec.training.batches import Example, batch_order, collate
+from hasspec.training.batches import Batch, Example, batch_order, collate
 from hasspec.training.best import Best
 from hasspec.training.features import FeatureSource
+from hasspec.training.noise import feature_noise
 from hasspec.training.optimiser import optimisers_of
 from hasspec.training.progress import Progress, Served, log_record
 from hasspec.training.recipe import Recipe
@@ -187,7 +188,7 @@ class Trainer:
                 recipe.alignment,
                 recipe.objective,
                 n_steps=alignment_steps(recipe, self.step),
-                noise_BTD=self._noise(feature_BTD),
+                noise_BTD=self._noise(batch, feature_BTD),
             )
         self.head.zero_grad(set_to_none=True)
         loss.backward()
@@ -227,19 +228,11 @@ class Trainer:
             self.run.save_best(self.head.state_dict())
         return served
 
-    def _noise(self, feature_BTD: Tensor) -> Tensor | None:
-        width = self.recipe.optimisation.feature_noise
-        if not width:
+    def _noise(self, batch: Batch, feature_BTD: Tensor) -> Tensor | None:
+        half_width = self.recipe.optimisation.feature_noise
+        if not half_width:
             return None
-        generator = torch.Generator(device=feature_BTD.device)
-        generator.manual_seed((self.recipe.seed << 32) + self.step)
-        uniform = torch.rand(
-            feature_BTD.shape,
-            generator=generator,
-            device=feature_BTD.device,
-            dtype=feature_BTD.dtype,
-        )
-        return (2 * uniform - 1) * width
+        return feature_noise(batch, feature_BTD, half_width, self.recipe.seed, self.step)
 
     def _frequent(self) -> tuple[Tensor | None, float]:
         n_drafted = self.recipe.vocabulary.drafted

@@ -1,0 +1,26 @@
+"""Noise on the input features, the same for a conversation wherever in a batch it lies."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hasspec.training.batches import Batch
+
+
+def feature_noise(
+    batch: Batch, feature_BTD: Tensor, half_width: float, seed: int, step: int
+) -> Tensor:
+    """Uniform noise in ``[-half_width, half_width]``, zero where padded.
+
+    Seed, optimiser step and conversation decide it: neither packing nor the device, nor which
+    process has the conversation, changes what it is trained on.
+    """
+    noise_BTD = torch.zeros_like(feature_BTD)
+    for place in batch.places:
+        rng = np.random.default_rng([seed, step, place.index, 3])
+        uniform_TD = rng.random((place.length, feature_BTD.shape[-1]), dtype=np.float32)
+        here = noise_BTD[place.row, place.start : place.start + place.length]
+        here.copy_(torch.from_numpy((2 * uniform_TD - 1) * half_width))
+    return noise_BTD
