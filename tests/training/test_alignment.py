@@ -16,6 +16,7 @@ from hasspec.draft import DraftConfig, DraftHead
 from hasspec.target import SequenceCache, Target
 from hasspec.training.alignment import Chains, align
 from hasspec.training.batches import Batch, collate, example_of, pack
+from hasspec.training.objectives import OutputLayer
 
 N_STEPS = 5
 
@@ -167,6 +168,44 @@ def test_chain_root_form_equals_the_direct_form(tiny_target):
             rtol=1e-11,
             atol=1e-9,
         )
+
+
+def test_own_tokens_continue_the_chain_as_decoding_would(tiny_target):
+    """Law for ``alignment.tokens: own``: a real draft decode that feeds back its own tokens."""
+    head = make_head(tiny_target)
+    rng = np.random.default_rng(7)
+    examples = [example_of(conversation(rng, n, [(3, n)]), 64) for n in (17, 12)]
+    batch = collate(examples, [0, 1], "cpu", packed=True)
+    feature_BTD = random_features(batch, tiny_target)
+    layer = OutputLayer(
+        tiny_target.head_weight[40:60].double(), ids_N=torch.arange(40, 60, device="cpu")
+    )
+
+    def embed(ids: Tensor) -> Tensor:
+        return tiny_target.embed(ids).double()
+
+    with torch.no_grad():
+        drafted = align(Chains(head, embed, batch, feature_BTD, layer.tokens), N_STEPS)
+    checked = differs = 0
+    for place in batch.places:
+        here = slice(place.start, place.start + place.length)
+        text_T = batch.token_BT[place.row, here]
+        for root in examples[place.index].root_R.tolist():
+            column = (batch.root_BR[place.row] == root + place.start).nonzero()[0, 0]
+            own_T = torch.cat([text_T, text_T.new_zeros(N_STEPS)])
+            for step in range(1, N_STEPS + 1):
+                chain_nD = decode_chain(
+                    head, tiny_target, own_T, feature_BTD[place.row, here], root, step
+                )
+                torch.testing.assert_close(
+                    drafted[step - 1][place.row, column], chain_nD[-1], rtol=1e-10, atol=1e-9
+                )
+                guess = 40 + int(layer.logits(chain_nD[-1]).argmax())
+                differs += guess != int(own_T[root + step + 1])
+                own_T[root + step + 1] = guess
+                checked += 1
+    assert checked > 80
+    assert differs > 40
 
 
 def test_padding_and_neighbours_do_not_reach_a_row(tiny_target):

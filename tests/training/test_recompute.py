@@ -50,11 +50,13 @@ def gradients(
     recompute: bool,
     n_steps: int,
     autocast: bool = False,
+    tokens: str = "text",
 ) -> tuple[Tensor, StepSums, list[Tensor]]:
     recipe = load_recipe(
         None,
         [
             f"alignment.recompute={str(recompute).lower()}",
+            f"alignment.tokens={tokens}",
             "alignment.beta=0.7",
             "objective.top_k=0.4",
             "objective.k=5",
@@ -80,10 +82,12 @@ def gradients(
 
 @pytest.mark.parametrize("n_steps", [2, 3, 5])
 @pytest.mark.parametrize("shape", [{}, {"qkv_bias": True, "fc_bias": True}])
-def test_recomputed_gradients_equal_those_of_one_backward(tiny_target, n_steps, shape):
+@pytest.mark.parametrize("tokens", ["text", "own"])
+def test_recomputed_gradients_equal_those_of_one_backward(tiny_target, n_steps, shape, tokens):
     head, batch, feature_BTD = setting(tiny_target, torch.float64, **shape)
-    held = gradients(head, tiny_target, batch, feature_BTD, recompute=False, n_steps=n_steps)
-    again = gradients(head, tiny_target, batch, feature_BTD, recompute=True, n_steps=n_steps)
+    settings = {"n_steps": n_steps, "tokens": tokens}
+    held = gradients(head, tiny_target, batch, feature_BTD, recompute=False, **settings)
+    again = gradients(head, tiny_target, batch, feature_BTD, recompute=True, **settings)
     torch.testing.assert_close(again[0], held[0], rtol=1e-12, atol=0)
     assert torch.equal(again[1].hit_n, held[1].hit_n)
     for ours, expected in zip(again[2], held[2], strict=True):

@@ -67,12 +67,15 @@ class Chains:
         embed: the target's embedding, token ids to vectors.
         batch: tokens and roots.
         feature_BTD: the target's features of these tokens.
+        own_tokens: the tokens that drafted features would choose, ``[B, R, D]`` to ``[B, R]``;
+            chains then go on with these, as decoding does. None: with the text's (the paper).
     """
 
     head: DraftHead
     embed: Callable[[Tensor], Tensor]
     batch: Batch
     feature_BTD: Tensor
+    own_tokens: Callable[[Tensor], Tensor] | None = None
 
     def first(self) -> tuple[Rows, Tensor, Tensor]:
         """Rows of step 1, and keys and values of all the target's rows, ``[B, H, T, hd]``."""
@@ -90,10 +93,12 @@ class Chains:
     def own(self, step: int, own_feature_BRD: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """Rows of a later step, with their keys and values, ``[B, Hkv, R, hd]``."""
         batch = self.batch
-        place_BR = (batch.root_BR + step).clamp(max=batch.token_BT.shape[1] - 1)
-        row_BRD = self.head.rows(
-            self.embed(torch.take_along_dim(batch.token_BT, place_BR, dim=1)), own_feature_BRD
-        )
+        if self.own_tokens is None:
+            place_BR = (batch.root_BR + step).clamp(max=batch.token_BT.shape[1] - 1)
+            token_BR = torch.take_along_dim(batch.token_BT, place_BR, dim=1)
+        else:
+            token_BR = self.own_tokens(own_feature_BRD)
+        row_BRD = self.head.rows(self.embed(token_BR), own_feature_BRD)
         root_position_BR = torch.take_along_dim(batch.position_BT, batch.root_BR, dim=1)
         query, key, value = self.head.project(row_BRD, root_position_BR + step - 1)
         return Rows(row_BRD, query), key, value

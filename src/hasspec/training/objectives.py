@@ -28,14 +28,27 @@ class OutputLayer:
 
     ``weight_ND`` and ``bias_N`` hold the target's rows of N tokens. Where tokens outside the
     frequent ones are represented by a random sample, ``bias_N`` carries the log of how many
-    tokens each sampled one stands for (sampled softmax), for draft and target alike.
+    tokens each sampled one stands for (sampled softmax), for draft and target alike. ``ids_N``
+    are their token ids; None for the whole vocabulary.
     """
 
     weight_ND: Tensor
     bias_N: Tensor | None = None
+    ids_N: Tensor | None = None
 
     def logits(self, feature_MD: Tensor) -> Tensor:
         return functional.linear(feature_MD, self.weight_ND, self.bias_N)
+
+    @torch.no_grad()
+    def tokens(self, feature_BRD: Tensor) -> Tensor:
+        """The most likely token ids, ``[B, R]``."""
+        narrow_MD = feature_BRD.detach().flatten(0, 1).to(self.weight_ND.dtype)
+        with torch.autocast(narrow_MD.device.type, enabled=False):
+            best_M = torch.cat(
+                [self.logits(rows_CD).argmax(-1) for rows_CD in narrow_MD.split(CHUNK_ROWS)]
+            )
+        ids_M = best_M if self.ids_N is None else self.ids_N[best_M]
+        return ids_M.view(feature_BRD.shape[:2])
 
 
 @dataclass(frozen=True)

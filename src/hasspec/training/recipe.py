@@ -21,6 +21,9 @@ class Alignment(_Section):
 
     steps: int = Field(3, ge=1, le=16, description="n; 1 is EAGLE's training")
     detach: bool = Field(True, description="stop the gradient between steps")
+    tokens: Literal["text", "own"] = Field(
+        "text", description="later steps go on with the text's tokens, or with the head's guesses"
+    )
     recompute: bool = Field(
         True,
         description="hold one step's activations at a time; false: faster, memory grows with n",

@@ -65,7 +65,8 @@ def training_loss(
         return _compare(drafted, batch, feature_BTD, layer, objective, alignment.beta)
 
     inputs_BTD = feature_BTD if noise_BTD is None else feature_BTD + noise_BTD
-    chains = Chains(head, target.embed, batch, inputs_BTD)
+    own_tokens = layer.tokens if alignment.tokens == "own" else None
+    chains = Chains(head, target.embed, batch, inputs_BTD, own_tokens)
     if alignment.recompute and n_steps > 1:
         return recomputed(chains, n_steps, loss_of)
     return loss_of(align(chains, n_steps, detach=alignment.detach))

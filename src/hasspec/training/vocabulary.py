@@ -69,4 +69,4 @@ class TrainingVocabulary:
         ids_N = ids_N.to(weight_VD.device)
         offset_N = offset_N.to(weight_VD)
         bias_N = offset_N if bias_V is None else offset_N + bias_V[ids_N]
-        return OutputLayer(weight_VD[ids_N], bias_N)
+        return OutputLayer(weight_VD[ids_N], bias_N, ids_N)
