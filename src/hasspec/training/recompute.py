@@ -91,7 +91,8 @@ def _backward(
     key_grads = [torch.zeros_like(key) for key in keys]
     value_grads = [torch.zeros_like(value) for value in values]
     for step in range(len(drafted), 0, -1):
-        keys.pop(), values.pop(), drafted.pop()
+        for used in (keys, values, drafted):
+            used.pop()
         earlier = [row.requires_grad_(True) for row in (*keys, *values)]
         if step > 1:
             rows, key, value = chains.own(step, drafted[-1])
