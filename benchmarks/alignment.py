@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from hasspec.evaluation.report import write_json
 from hasspec.training import Trainer, load_recipe
 from hasspec.training.batches import example_of
 from hasspec.training.features import ComputedFeatures
+from hasspec.training.plan import peak_memory
 
 TOKENS_A_STEP = 4096
 WARM_UP, MEASURED = 1, 3
@@ -113,12 +113,11 @@ def measure(options: argparse.Namespace, length: int, n_steps: int, recompute: b
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(target, examples, ComputedFeatures(target), recipe, Path(folder))
         trainer.train(interrupted=lambda: times.append(time.perf_counter()) is not None)
-    if target.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(target.device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     gaps = [after - before for before, after in itertools.pairwise(times)]
-    return {"seconds": statistics.median(gaps[WARM_UP - 1 :]), "peak_gib": peak / 2**30}
+    return {
+        "seconds": statistics.median(gaps[WARM_UP - 1 :]),
+        "peak_gib": peak_memory(target) / 2**30,
+    }
 
 
 if __name__ == "__main__":

@@ -37,17 +37,26 @@ def align(chains: Chains, n_steps: int, *, detach: bool = True) -> list[Tensor]:
         ``[g^(1), .., g^(n)]``, each ``[B, R, D]``; entry (b, r) of step j drafts the feature at
         position ``root + j``. Chains that run past the sequence hold meaningless values there.
     """
-    first, key_BHTd, value_BHTd = chains.first()
-    drafted = [chains.finish(first, key_BHTd, value_BHTd, [], [])]
-    own_keys: list[Tensor] = []
-    own_values: list[Tensor] = []
+    drafted, _, _ = unrolled(chains, n_steps, detach=detach)
+    return drafted
+
+
+def unrolled(
+    chains: Chains, n_steps: int, *, detach: bool = True
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What :func:`align` returns, with the keys and values of the target's rows (first) and of the
+    rows of each later step.
+    """
+    rows, key, value = chains.first()
+    keys, values = [key], [value]
+    drafted = [chains.finish(rows, key, value, [], [])]
     for step in range(2, n_steps + 1):
         own_feature_BRD = drafted[-1].detach() if detach else drafted[-1]
-        rows, own_key, own_value = chains.own(step, own_feature_BRD)
-        own_keys.append(own_key)
-        own_values.append(own_value)
-        drafted.append(chains.finish(rows, key_BHTd, value_BHTd, own_keys, own_values))
-    return drafted
+        rows, key, value = chains.own(step, own_feature_BRD)
+        keys.append(key)
+        values.append(value)
+        drafted.append(chains.finish(rows, keys[0], values[0], keys[1:], values[1:]))
+    return drafted, keys, values
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,22 @@ class Best:
 
     def __init__(self, patience: int):
         self._patience = patience
-        self.step: int | None = None
         self._kept: dict[str, Any] = {}
         self._misses = 0
 
     def offer(self, step: int, tokens: int, tau: float, record: list[dict[str, Any]]) -> bool:
         """Note a measurement; True if it is the best yet (the first of equals is)."""
-        if self.step is not None and tau <= self._kept["tau"]:
+        if self._kept and tau <= self._kept["tau"]:
             self._misses += 1
             return False
-        self.step, self._misses = step, 0
+        self._misses = 0
         self._kept = {"step": step, "answer_token_passes": tokens, "tau": tau, "served": record}
         return True
+
+    @property
+    def step(self) -> int | None:
+        """The step of the best head; None before the first measurement."""
+        return self._kept.get("step")
 
     @property
     def exhausted(self) -> bool:
@@ -41,4 +45,4 @@ class Best:
         """Go on from a checkpoint."""
         if state:
             self._kept = {key: value for key, value in state.items() if key != "measured_since"}
-            self.step, self._misses = state["step"], state["measured_since"]
+            self._misses = state["measured_since"]

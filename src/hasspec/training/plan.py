@@ -122,7 +122,7 @@ def plan(
         step_seconds=passes * seconds_a_pass,
         feature_seconds=n_forward * measured[-1].forward_seconds_a_token,
         validation_seconds=validation_seconds,
-        peak_memory=_peak_memory(target),
+        peak_memory=peak_memory(target),
         cache_bytes=cache_bytes,
         run_bytes=weights * (_BYTES_A_WEIGHT_STORED + 2),
     )
@@ -175,7 +175,8 @@ class _Timed:
         return feature_BTD
 
 
-def _peak_memory(target: Target) -> int:
+def peak_memory(target: Target) -> int:
+    """Most memory held so far, in bytes: of the GPU, or of this process."""
     if target.device.type == "cuda":
         return torch.cuda.max_memory_allocated(target.device)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

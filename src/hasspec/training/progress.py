@@ -68,7 +68,7 @@ def log_record(
         "lr": rate,
     }
     if held_out:
-        record["held_out"] = {"alpha": held_out.alpha, "chain_tau": held_out.chain_tau}
+        record["held_out"] = held_out.record
     if served:
         record["served"] = served.record
     return record

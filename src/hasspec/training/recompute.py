@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasspec.training.alignment import Chains
+from hasspec.training.alignment import Chains, unrolled
 
 
 def recomputed(
@@ -36,7 +36,7 @@ def recomputed(
 
     def loss_and_gradients() -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
-            drafted, keys, values = _forward(chains, n_steps)
+            drafted, keys, values = unrolled(chains, n_steps)
         # Weights that autocast has rounded without gradients must not serve the steps below.
         torch.clear_autocast_cache()
         leaves = [feature_BRD.requires_grad_(True) for feature_BRD in drafted]
@@ -63,19 +63,6 @@ class _Prepared(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):  # noqa: ANN001, ANN205
         return None, *(grad * grad_loss for grad in ctx.saved_tensors)
-
-
-def _forward(chains: Chains, n_steps: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Drafted features, and keys and values of the target's rows and of each later step's."""
-    rows, key, value = chains.first()
-    keys, values = [key], [value]
-    drafted = [chains.finish(rows, key, value, [], [])]
-    for step in range(2, n_steps + 1):
-        rows, key, value = chains.own(step, drafted[-1])
-        keys.append(key)
-        values.append(value)
-        drafted.append(chains.finish(rows, keys[0], values[0], keys[1:], values[1:]))
-    return drafted, keys, values
 
 
 def _backward(

@@ -215,7 +215,7 @@ class Trainer:
         if self.validation is None or not self._due:
             return None
         measured = self.validation.measure(self.head, self.frequent_N, self.autocast)
-        self.last_held_out = {"alpha": measured.alpha, "chain_tau": measured.chain_tau}
+        self.last_held_out = measured.record
         return measured
 
     def _serve(self) -> Served | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ class ChainAcceptance:
             survival *= alpha or 0.0
             length += survival
         return length
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a log."""
+        return {"alpha": self.alpha, "chain_tau": self.chain_tau}
 
 
 def set_aside(items: Sequence[T], n: int, seed: int) -> tuple[list[T], list[T]]:
