@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hasspec.decoding import Decoder, TreeSpec
+from hasspec.draft import DraftConfig, DraftHead
 from hasspec.target import Target
 from hasspec.target.model import parse_dtype
 from tiny_models import FAMILIES, build_model
@@ -145,3 +147,28 @@ def test_unknown_dtype_and_device_are_refused(folder: Path) -> None:
         Target.load(str(folder), device="abacus")
     with pytest.raises(ValueError, match="there is no device 'cuda:99'"):
         Target.load(str(folder), device="cuda:99")
+
+
+def test_a_device_map_with_offloaded_layers_changes_nothing(tiny_target_folder: Path) -> None:
+    ids_BT = torch.arange(3, 20)[None]
+    whole = Target.load(str(tiny_target_folder))
+    names = {f"model.layers.{layer}": "disk" if layer else "cpu" for layer in range(whole.n_layers)}
+    rest = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    spread = Target.load(
+        str(tiny_target_folder), device_map={**names, **dict.fromkeys(rest, "cpu")}
+    )
+    assert any(weight.is_meta for weight in spread.model.parameters())
+    assert torch.equal(spread.features(ids_BT), whole.features(ids_BT))
+    assert torch.equal(spread.embed(ids_BT), whole.embed(ids_BT))
+    assert spread.fingerprint() == whole.fingerprint()
+    head = DraftHead(DraftConfig.from_target(whole.config)).eval()
+    answers = [
+        Decoder(target, head, tree=TreeSpec.parse("3x2x5")).generate([5, 6, 7], max_new_tokens=9)
+        for target in (whole, spread)
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_an_offloaded_output_layer_is_refused(tiny_target_folder: Path) -> None:
+    with pytest.raises(ValueError, match="output layer offloaded"):
+        Target.load(str(tiny_target_folder), device_map={"model": "cpu", "lm_head": "disk"})

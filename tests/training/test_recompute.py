@@ -14,7 +14,7 @@ from hasspec.target import Target
 from hasspec.training import load_recipe
 from hasspec.training.batches import Batch, collate, example_of
 from hasspec.training.objectives import OutputLayer
-from hasspec.training.step import StepSums, training_loss
+from hasspec.training.step import Sums, training_loss
 
 
 def setting(
@@ -51,7 +51,7 @@ def gradients(
     n_steps: int,
     autocast: bool = False,
     tokens: str = "text",
-) -> tuple[Tensor, StepSums, list[Tensor]]:
+) -> tuple[Tensor, Sums, list[Tensor]]:
     recipe = load_recipe(
         None,
         [
@@ -89,7 +89,7 @@ def test_recomputed_gradients_equal_those_of_one_backward(tiny_target, n_steps, 
     held = gradients(head, tiny_target, batch, feature_BTD, recompute=False, **settings)
     again = gradients(head, tiny_target, batch, feature_BTD, recompute=True, **settings)
     torch.testing.assert_close(again[0], held[0], rtol=1e-12, atol=0)
-    assert torch.equal(again[1].hit_n, held[1].hit_n)
+    assert torch.equal(again[1]["hit"], held[1]["hit"])
     for ours, expected in zip(again[2], held[2], strict=True):
         assert expected.abs().max() > 0
         # transformers' RMSNorm rounds to float32 inside, wherever the last bits of float64 fall.
@@ -107,8 +107,8 @@ def test_packing_changes_neither_loss_nor_gradients(tiny_target, recompute):
         )
     (loss, sums, grads), (packed_loss, packed_sums, packed_grads) = found
     torch.testing.assert_close(packed_loss, loss, rtol=1e-9, atol=0)
-    assert torch.equal(packed_sums.hit_n, sums.hit_n)
-    assert torch.equal(packed_sums.count_n, sums.count_n)
+    assert torch.equal(packed_sums["hit"], sums["hit"])
+    assert torch.equal(packed_sums["count"], sums["count"])
     for ours, expected in zip(packed_grads, grads, strict=True):
         assert (ours - expected).norm() < 1e-6 * expected.norm()
 

@@ -81,7 +81,7 @@ def test_loss_equals_loops_over_chains(tiny_target, packed, mean, until_miss):
         else:
             average = np.mean([np.mean(values) for values in of_step if values])
         expected += BETA**step * average
-        assert int(sums.count_n[step]) == sum(map(len, of_step))
-        assert int(sums.hit_n[step]) == n_hits[step]
-    assert 0 < n_hits[1] < int(sums.count_n[1])
+        assert int(sums["count"][step]) == sum(map(len, of_step))
+        assert int(sums["hit"][step]) == n_hits[step]
+    assert 0 < n_hits[1] < int(sums["count"][1])
     assert float(loss) == pytest.approx(expected, rel=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from hasspec.target import Target
     from hasspec.training.batches import Example
     from hasspec.training.features import FeatureSource
-    from hasspec.training.progress import Progress, Served
+    from hasspec.training.processes import Processes
+    from hasspec.training.progress import Served
     from hasspec.training.recipe import Recipe
-    from hasspec.training.trainer import Trainer
 
 
 def train(
@@ -41,14 +40,27 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what the run will take, and do nothing.")
     ] = False,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log there, through accelerate (tensorboard, wandb, ..)."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "float32",
     device: Device = "cpu",
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread a target too large for one GPU over all (accelerate)."),
+    ] = None,
     threads: Threads = None,
 ) -> None:
-    """Train a HASS head (or, with one alignment step and no top-K term, an EAGLE head)."""
+    """Train a HASS head (or, with one alignment step and no top-K term, an EAGLE head).
+
+    Started by `accelerate launch -m hasspec.cli.main train ..`, its processes share every batch.
+    """
     import torch
     from rich.console import Console
 
+    from hasspec.cli.launch import Launch
+    from hasspec.cli.training_view import describe, train_visibly
     from hasspec.draft import load_head
     from hasspec.target import Target
     from hasspec.training import Trainer, load_recipe
@@ -57,9 +69,10 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    console = Console(stderr=True)
     settings = load_recipe(recipe, override or [])
-    loaded = Target.load(target, dtype=dtype, device=device)
+    launch = Launch.of(device, tracker or [], out, device_map)
+    console = Console(stderr=True, quiet=not launch.processes.main)
+    loaded = Target.load(target, dtype=dtype, device=launch.device, device_map=device_map)
     provenance = {"target": target, "target_fingerprint": loaded.fingerprint()}
     examples, provenance["data"] = [], []
     for path in data:
@@ -79,16 +92,18 @@ def train(
     trainer = Trainer(
         loaded,
         examples,
-        _feature_source(cache, examples, loaded, console),
+        _feature_source(cache, examples, loaded, console, launch.processes),
         settings,
         out,
         provenance=provenance,
         init=start,
         held_out=held_out,
         serve=_serving(loaded, settings, held_out),
+        processes=launch.processes,
     )
-    _describe(trainer, console)
-    finished = _run(trainer, console)
+    describe(trainer, console)
+    with launch.tracked(settings.model_dump(mode="json")) as log:
+        finished = train_visibly(trainer, console, log)
     if not finished:
         console.print(f"Interrupted at step {trainer.step}; the same command continues.")
         raise typer.Exit(130)
@@ -148,7 +163,11 @@ def _read_store(path: Path, target: Target) -> tuple[list, dict]:
 
 
 def _feature_source(
-    cache: Path | None, examples: list[Example], target: Target, console: Console
+    cache: Path | None,
+    examples: list[Example],
+    target: Target,
+    console: Console,
+    processes: Processes,
 ) -> FeatureSource:
     from rich.progress import Progress, TimeRemainingColumn
 
@@ -157,15 +176,18 @@ def _feature_source(
 
     if cache is None:
         return ComputedFeatures(target)
-    store = FeatureCache(cache, target)
-    columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("target features", total=None)
-        store.add(
-            examples,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    return CachedFeatures(store, examples, target)
+
+    def fill() -> None:
+        columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("target features", total=None)
+            FeatureCache(cache, target).add(
+                examples,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
+    processes.from_main(fill)
+    return CachedFeatures(FeatureCache(cache, target), examples, target)
 
 
 def _serving(
@@ -193,75 +215,3 @@ def _serving(
         new_tokens=validation.new_tokens,
         seed=recipe.seed,
     ).measure
-
-
-def _describe(trainer: Trainer, console: Console) -> None:
-    recipe = trainer.recipe
-    answers = sum(len(e.root_R) for e in trainer.examples)
-    drafted = "all" if trainer.frequent_N is None else str(len(trainer.frequent_N))
-    console.print(
-        f"{len(trainer.examples)} conversations, {answers} answer tokens; "
-        f"{recipe.optimisation.steps} steps of {recipe.optimisation.batch} conversations, "
-        f"n = {recipe.alignment.steps}; drafted vocabulary {drafted} "
-        f"(covers {trainer.coverage:.2%} of the answers)"
-    )
-    if trainer.step:
-        console.print(f"Continuing at step {trainer.step}.")
-
-
-def _run(trainer: Trainer, console: Console) -> bool:
-    """Train with a progress bar; Ctrl-C and SIGTERM finish the step, save, and stop."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    asked_to_stop: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda received, _: asked_to_stop.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    try:
-        with Bar(*columns, console=console) as bar:
-            task = bar.add_task("training", total=trainer.recipe.optimisation.steps)
-
-            def show(progress: Progress) -> None:
-                accuracy = " ".join(f"{value:.3f}" for value in progress.accuracy)
-                description = (
-                    f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  "
-                    f"accuracy {accuracy}  {progress.tokens_per_second:.0f} tokens/s  "
-                    f"{progress.seconds_left / 60:.0f} min left"
-                )
-                bar.update(task, completed=progress.step, description=description)
-                if progress.held_out:
-                    alpha = " ".join(f"{value or 0:.3f}" for value in progress.held_out.alpha)
-                    bar.console.print(
-                        f"step {progress.step}: on held-out text, alpha {alpha}  "
-                        f"chain tau {progress.held_out.chain_tau:.3f}",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
-                if progress.served:
-                    bar.console.print(
-                        f"step {progress.step}: decoded, {_served_line(progress.served)}  "
-                        f"({progress.served_share:.0%} of the time)",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
-                if not console.is_terminal:
-                    console.print(description, highlight=False, soft_wrap=True)
-
-            return trainer.train(on_progress=show, interrupted=lambda: bool(asked_to_stop))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _served_line(served: Served) -> str:
-    parts = []
-    for setting in served.record:
-        interval = setting["interval"]
-        within = f" [{interval['low']:.2f}, {interval['high']:.2f}]" if interval else ""
-        parts.append(
-            f"{setting['tree']} T={setting['temperature']:g} tau {setting['tau']:.2f}{within}"
-        )
-    return "  ".join(parts)

@@ -33,6 +33,12 @@ def refuse_unservable(model: PreTrainedModel, name: str) -> None:
             f"target {name!r} ({type(model).__name__}) has no linear output layer; "
             f"expected get_output_embeddings() to be nn.Linear, found {type(head).__name__}"
         )
+    for layer in (head, model.get_input_embeddings()):
+        if layer.weight.device.type == "meta":
+            raise ValueError(
+                f"target {name!r} has its embedding or output layer offloaded to CPU or disk, and "
+                "every draft step would fetch it; give a device_map that puts both on a device"
+            )
     with torch.inference_mode():
         _probe(model, name, head)
 

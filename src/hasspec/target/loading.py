@@ -30,12 +30,19 @@ _LOAD_ERRORS = (
 )
 
 
-def load_causal_lm(source: str, name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model of a hub id or local folder, complete, on the device.
+def load_causal_lm(
+    source: str,
+    name: str,
+    dtype: torch.dtype,
+    device: str,
+    device_map: str | dict[str, str | int] | None = None,
+) -> PreTrainedModel:
+    """The model of a hub id or local folder, complete, on the device or spread over several.
 
     Args:
         source: hub id or folder.
         name: what the user calls it, for messages.
+        device_map: how accelerate spreads the modules, instead of ``device``.
 
     Raises:
         ValueError: nothing loadable is there, the model is an encoder-decoder, its weights are
@@ -54,6 +61,7 @@ def load_causal_lm(source: str, name: str, dtype: torch.dtype, device: str) -> P
                 source,
                 config=config,
                 dtype=dtype,
+                device_map=device_map,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with the names of the weights
             )
@@ -71,7 +79,7 @@ def load_causal_lm(source: str, name: str, dtype: torch.dtype, device: str) -> P
             f"missing or have another shape ({', '.join(wrong[:4])}{', …' if wrong[4:] else ''}); "
             "take the checkpoint and the config.json from the same source"
         )
-    return model.to(target_device)
+    return model.to(target_device) if device_map is None else model
 
 
 def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
@@ -66,9 +67,20 @@ class Target:
 
     @classmethod
     def load(
-        cls, name: str, *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+        cls,
+        name: str,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str = "cpu",
+        device_map: str | dict[str, str | int] | None = None,
     ) -> Target:
         """Load a target from a hub id, a local folder or the alias ``smollm2-135m``.
+
+        Args:
+            device: where all of it goes.
+            device_map: for a model too large for one device, how accelerate spreads its modules,
+                ``"auto"`` or a map from module names; the output layer must be on a device, not
+                offloaded.
 
         Raises:
             ValueError: nothing loadable is there, or the model cannot serve (with the reason).
@@ -79,7 +91,7 @@ class Target:
 
             source = str(embedded_model_path())
         torch_dtype = parse_dtype(dtype)
-        model = load_causal_lm(source, str(name), torch_dtype, device)
+        model = load_causal_lm(source, str(name), torch_dtype, device, device_map)
         return cls.from_model(model, load_tokenizer(source, str(name)), name=str(name))
 
     @classmethod
@@ -166,7 +178,7 @@ class Target:
             position_ids=position_BT,
             past_key_values=cache,
             use_cache=cache is not None,
-        ).last_hidden_state
+        ).last_hidden_state.to(self.device)
 
     def logits(self, feature: Tensor) -> Tensor:
         """``lm_head`` on features ``[..., D]``: logits ``[..., V]`` in the model's dtype."""
@@ -174,7 +186,7 @@ class Target:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, ``[..., D]``."""
-        return self._embedding(ids)
+        return self._embedding(ids).to(self.device)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to the opening of the assistant's answer."""
@@ -194,13 +206,27 @@ class Target:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name, weight in self.model.named_parameters():
+        for name, weight in _loaded_parameters(self.model):
             flat = weight.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // 256)].to("cpu", torch.bfloat16)
             digest.update(name.encode())
             digest.update(str(tuple(weight.shape)).encode())
             digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """``named_parameters``, with the weights of offloaded modules read from where they lie."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        with align_module_device(module):
+            for name, weight in module.named_parameters(recurse=False):
+                if id(own[name]) not in seen:
+                    seen.add(id(own[name]))
+                    yield f"{prefix}.{name}", weight
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:

@@ -95,7 +95,7 @@ def plan(
             measured.append(_measure(trainer, source))
         began = time.perf_counter()
         if trainer.validation is not None:
-            trainer.validation.measure(trainer.head, trainer.frequent_N, trainer.autocast)
+            trainer.validation.measure(trainer.head, trainer.frequent_N, trainer.optimise.autocast)
         n_measurements = -(-steps // recipe.validation.every)
         validation_seconds = n_measurements * (time.perf_counter() - began)
     # Batches differ in length; how many tokens a step sees on average is known, not measured.

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from hasspec.training.step import StepSums
+from hasspec.training.step import Sums
 from hasspec.training.validation import ChainAcceptance
 
 
@@ -49,22 +47,21 @@ def log_record(
     step: int,
     tokens: int,
     rate: float,
-    loss: Tensor,
-    sums: StepSums,
+    loss: float,
+    sums: Sums,
     held_out: ChainAcceptance | None,
     served: Served | None,
 ) -> dict[str, Any]:
     """The line of metrics.jsonl of one step: nothing in it depends on how fast it went."""
-    count_n = sums.count_n.clamp(min=1)
+    count_n = sums["count"].clamp(min=1)
+    mean = {name: (sum_n / count_n).tolist() for name, sum_n in sums.items() if name != "count"}
+    accuracy = mean.pop("hit")
     record = {
         "step": step,
         "tokens": tokens,
-        "loss": loss.item(),
-        "feature": (sums.feature_n / count_n).tolist(),
-        "ce": (sums.ce_n / count_n).tolist(),
-        "top_k": (sums.top_k_n / count_n).tolist(),
-        **{name: (sum_n / count_n).tolist() for name, sum_n in sums.terms_n.items()},
-        "accuracy": (sums.hit_n / count_n).tolist(),
+        "loss": loss,
+        **mean,
+        "accuracy": accuracy,
         "lr": rate,
     }
     if held_out:

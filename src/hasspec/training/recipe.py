@@ -81,7 +81,13 @@ class Optimisation(_Section):
     clip: float = Field(0.5, gt=0, description="largest gradient norm")
     steps: int = Field(1000, ge=1, description="optimiser steps")
     batch: int = Field(16, ge=1, description="conversations a step")
+    accumulate: int = Field(
+        1, ge=1, description="forwards that a step's conversations are split into: less memory"
+    )
     packed: bool = Field(False, description="several conversations in a row, for less padding")
+    skip_limit: int = Field(
+        5, ge=0, description="steps in a row that may be skipped, loss or gradient not finite"
+    )
     feature_noise: float = Field(0.0, ge=0, description="half-width of uniform noise on features")
 
 
@@ -141,6 +147,15 @@ class Recipe(_Section):
     optimisation: Optimisation = Optimisation()
     vocabulary: Vocabulary = Vocabulary()
     validation: Validation = Validation()
+
+    @model_validator(mode="after")
+    def _misses_are_known_to_all_parts(self) -> Self:
+        if self.objective.until_miss and self.optimisation.accumulate > 1:
+            raise ValueError(
+                "objective.until_miss divides by how many chains are still right in the whole "
+                "batch, which is not known before its last part; set optimisation.accumulate = 1"
+            )
+        return self
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:

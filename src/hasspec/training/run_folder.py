@@ -29,11 +29,8 @@ class RunFolder:
         self.folder = out / "run"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def start(self, recipe: Recipe, provenance: dict[str, Any]) -> dict[str, Any] | None:
-        """Record a new run, or find the state of an interrupted one.
-
-        Returns:
-            The saved state to resume from, or None for a fresh run.
+    def start(self, recipe: Recipe, provenance: dict[str, Any]) -> None:
+        """Record a new run, or make sure that the one that is here is the same.
 
         Raises:
             ValueError: the folder holds a run with another recipe, target or data.
@@ -50,7 +47,7 @@ class RunFolder:
                     f"{self.out} holds a run with another {', '.join(different)}; "
                     "choose another --out, or repeat the command of that run to resume it"
                 )
-            return self._load_state()
+            return
         versions = {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -67,7 +64,6 @@ class RunFolder:
             self.folder / "recipe.yaml",
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         )
-        return None
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the resumable state; a kill leaves the previous one whole."""
@@ -83,7 +79,8 @@ class RunFolder:
         """The weights of the best head."""
         return self._load(self.folder / "best.pt")
 
-    def _load_state(self) -> dict[str, Any] | None:
+    def state(self) -> dict[str, Any] | None:
+        """The state that an interrupted run saved; None for a fresh one."""
         file = self.folder / "state.pt"
         return self._load(file) if file.is_file() else None
 

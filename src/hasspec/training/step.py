@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasspec.draft import DraftHead
 from hasspec.target import Target
 from hasspec.training.alignment import Chains, align
-from hasspec.training.batches import Batch
+from hasspec.training.batches import Batch, Example
 from hasspec.training.objectives import (
     Distillation,
     DistillationWeights,
@@ -23,17 +23,39 @@ from hasspec.training.recipe import Alignment, Objective
 from hasspec.training.recompute import recomputed
 from hasspec.training.terms import TermSettings
 
+# Sums over predicted tokens by name, ``[n]`` each, an entry an alignment step; divide by "count"
+# last. The names: "feature", "ce", "top_k", the recipe's further terms, "hit", "count".
+Sums = dict[str, Tensor]
 
-@dataclass(frozen=True)
-class StepSums:
-    """Sums over predicted tokens, one entry an alignment step; divide by ``count_n`` last."""
 
-    feature_n: Tensor
-    ce_n: Tensor
-    top_k_n: Tensor
-    hit_n: Tensor
-    count_n: Tensor
-    terms_n: dict[str, Tensor]
+class TrainingStep(nn.Module):
+    """A head with the loss of its training: the module whose gradients processes share.
+
+    Args:
+        head: the one trained part.
+        target: frozen.
+        alignment, objective: of the recipe.
+    """
+
+    def __init__(self, head: DraftHead, target: Target, alignment: Alignment, objective: Objective):
+        super().__init__()
+        self.head = head
+        self._target, self._alignment, self._objective = target, alignment, objective
+
+    def forward(
+        self, batch: Batch, feature_BTD: Tensor, layer: OutputLayer, **options: Any
+    ) -> tuple[Tensor, Sums]:
+        """:func:`training_loss`."""
+        return training_loss(
+            self.head,
+            self._target,
+            batch,
+            feature_BTD,
+            layer,
+            self._alignment,
+            self._objective,
+            **options,
+        )
 
 
 def training_loss(
@@ -47,7 +69,8 @@ def training_loss(
     *,
     n_steps: int,
     noise_BTD: Tensor | None = None,
-) -> tuple[Tensor, StepSums]:
+    of_all: Callable[[Tensor], Tensor] = lambda share_n: share_n,
+) -> tuple[Tensor, Sums]:
     """Loss of one batch (paper equations for both harmonized parts) and its sums.
 
     Args:
@@ -55,14 +78,17 @@ def training_loss(
         layer: output layer that the distributions are taken over.
         n_steps: alignment steps of this batch.
         noise_BTD: added to the *input* features only.
+        of_all: what the means of each step divide by (tokens or conversations, float ``[n]``),
+            given this batch's; more than that where the batch is a part of a larger one. The
+            losses of the parts then add up to the loss of the whole.
 
     Returns:
         Scalar loss: steps are summed with weights beta**(j-1), each a mean over its tokens or
         over conversations (``objective.mean``).
     """
 
-    def loss_of(drafted: Sequence[Tensor]) -> tuple[Tensor, StepSums]:
-        return _compare(drafted, batch, feature_BTD, layer, objective, alignment.beta)
+    def loss_of(drafted: Sequence[Tensor]) -> tuple[Tensor, Sums]:
+        return _compare(drafted, batch, feature_BTD, layer, objective, alignment.beta, of_all)
 
     inputs_BTD = feature_BTD if noise_BTD is None else feature_BTD + noise_BTD
     own_tokens = layer.tokens if alignment.tokens == "own" else None
@@ -79,7 +105,8 @@ def _compare(
     layer: OutputLayer,
     objective: Objective,
     beta: float,
-) -> tuple[Tensor, StepSums]:
+    of_all: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Sums]:
     n_steps = len(drafted)
     drafted_nMD = batch.by_target(drafted)
     feature_MD = feature_BTD[batch.in_batch_M, batch.root_M + 1]
@@ -88,6 +115,7 @@ def _compare(
     if objective.until_miss and n_steps > 1:
         valid_nM = _until_miss(valid_nM, hits(narrow_nMD, feature_MD, layer), batch)
     weight_nM = _shares(valid_nM, batch, objective.mean)
+    weight_nM = weight_nM / of_all(weight_nM.sum(-1)).clamp(min=1)[:, None]
 
     weights = DistillationWeights(
         objective.ce,
@@ -104,24 +132,38 @@ def _compare(
     beta_n = beta ** torch.arange(n_steps, device=weight_nM.device)
     loss = (beta_n * (objective.feature * (row_nM * weight_nM).sum(-1) + distilled_n)).sum()
     ce_n, top_k_n, hit_n, *others = sums_nS.unbind(-1)
-    return loss, StepSums(
-        (row_nM.detach() * valid_nM).sum(-1),
-        ce_n,
-        top_k_n,
-        hit_n,
-        valid_nM.sum(-1),
-        dict(zip(objective.terms, others, strict=True)),
-    )
+    return loss, {
+        "feature": (row_nM.detach() * valid_nM).sum(-1),
+        "ce": ce_n,
+        "top_k": top_k_n,
+        **dict(zip(objective.terms, others, strict=True)),
+        "hit": hit_n,
+        "count": valid_nM.sum(-1),
+    }
+
+
+def counted(examples: Sequence[Example], index_B: Sequence[int], n_steps: int, mean: str) -> Tensor:
+    """What the means of each step divide by, float ``[n]``, known before any forward.
+
+    Args:
+        index_B: the examples of the whole batch.
+        mean: over "token" or over conversations, "sequence".
+    """
+    offsets = [torch.from_numpy(examples[index].offset_R) for index in index_B]
+    count_Bn = torch.tensor([[int((o >= step).sum()) for step in range(n_steps)] for o in offsets])
+    if mean == "sequence":
+        count_Bn = count_Bn.clamp(max=1)
+    return count_Bn.sum(0).float()
 
 
 def _shares(valid_nM: Tensor, batch: Batch, mean: str) -> Tensor:
-    """Weight of each row in the mean of its step, over tokens or over conversations."""
+    """What each row counts for in its step: 1, or its share of its conversation's tokens."""
     weight_nM = valid_nM.float()
     if mean == "sequence":
         tokens_nP = weight_nM.new_zeros(len(valid_nM), len(batch.places))
         tokens_nP.index_add_(1, batch.place_M, weight_nM)
         weight_nM = weight_nM / tokens_nP.clamp(min=1)[:, batch.place_M]
-    return weight_nM / weight_nM.sum(-1, keepdim=True).clamp(min=1)
+    return weight_nM
 
 
 def _until_miss(valid_nM: Tensor, hit_nM: Tensor, batch: Batch) -> Tensor:

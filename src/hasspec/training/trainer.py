@@ -5,26 +5,24 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hasspec.draft import DraftHead, save_head
 from hasspec.draft.initial import new_head
 from hasspec.files import sole_writer
 from hasspec.target import Target
-from hasspec.training.batches import Batch, Example, batch_order, collate
+from hasspec.training.batches import Example, batch_order
 from hasspec.training.best import Best
 from hasspec.training.features import FeatureSource
-from hasspec.training.noise import feature_noise
-from hasspec.training.optimiser import optimisers_of
+from hasspec.training.optimisation import OptimiserStep
+from hasspec.training.processes import Processes
 from hasspec.training.progress import Progress, Served, log_record
 from hasspec.training.recipe import Recipe
 from hasspec.training.run_folder import RunFolder
-from hasspec.training.schedule import alignment_steps, learning_rate
-from hasspec.training.step import StepSums, training_loss
 from hasspec.training.validation import ChainAcceptance, Validation
 from hasspec.training.vocabulary import TrainingVocabulary, answer_token_counts, frequent_tokens
 
@@ -43,6 +41,7 @@ class Trainer:
         held_out: conversations that are none of ``examples``, to measure acceptance on.
         serve: decodes with a head and says how much is accepted; the head that is written is then
             the one with the best tau, not the last.
+        processes: those that share the run.
     """
 
     def __init__(
@@ -57,29 +56,40 @@ class Trainer:
         init: DraftHead | None = None,
         held_out: Sequence[Example] = (),
         serve: Callable[[DraftHead], Served] | None = None,
+        processes: Processes | None = None,
     ):
-        self.serve = serve
+        self.serve, self.processes = serve, processes or Processes()
         self.best = Best(recipe.validation.patience)
         self.target, self.examples, self.features, self.recipe = target, examples, features, recipe
         self.provenance = provenance or {}
         self.run = RunFolder(out)
-        state = self.run.start(recipe, self.provenance)
+        self.processes.from_main(lambda: self.run.start(recipe, self.provenance))
+        state = self.run.state()
         self.head = (init or new_head(target, recipe.seed)).float().train().requires_grad_(True)
-        self.optimisers = optimisers_of(self.head, recipe.optimisation)
+        self.frequent_N, self.coverage = self._frequent()
+        self.optimise = OptimiserStep(
+            self.head,
+            target,
+            examples,
+            features,
+            TrainingVocabulary(target, self.frequent_N, recipe.vocabulary.sampled, recipe.seed),
+            recipe,
+            self.processes,
+            self.run.folder / "not-finite.pt",
+        )
         self.step, self.tokens = 0, 0
         self.last_held_out: dict[str, Any] | None = None
         if state is not None:
             self.head.load_state_dict(state["head"])
-            for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
+            for optimiser, stored in zip(
+                self.optimise.optimisers, state["optimisers"], strict=True
+            ):
                 optimiser.load_state_dict(stored)
             self.step, self.tokens = state["step"], state["tokens"]
+            self.optimise.skipped = state["skipped"]
             self.last_held_out = state["held_out"]
             self.best.restore(state["best"])
-            self.run.forget_after(self.step)
-        self.frequent_N, self.coverage = self._frequent()
-        self.vocabulary = TrainingVocabulary(
-            target, self.frequent_N, recipe.vocabulary.sampled, recipe.seed
-        )
+            self.processes.from_main(lambda: self.run.forget_after(self.step))
         self.validation = (
             Validation(target, held_out, recipe.validation.depth) if held_out else None
         )
@@ -102,7 +112,7 @@ class Trainer:
         Raises:
             ValueError: another process trains into the same folder.
         """
-        with sole_writer(self.run.folder):
+        with sole_writer(self.run.folder) if self.processes.main else nullcontext():
             return self._train(on_progress, interrupted)
 
     def _train(
@@ -120,7 +130,10 @@ class Trainer:
         serving = 0.0
         first, tokens_logged = self.step, self.tokens
         while self.step < recipe.optimisation.steps and not self.best.exhausted:
-            loss, sums = self._optimise(next(order))
+            index_B = next(order)
+            loss, sums = self.optimise(index_B, self.step)
+            self.step += 1
+            self.tokens += sum(len(self.examples[index].root_R) for index in index_B)
             held_out = self._validate()
             began = time.monotonic()
             served = self._serve()
@@ -131,9 +144,13 @@ class Trainer:
                 rate = (self.tokens - tokens_logged) / max(now - logged, 1e-9)
                 logged, tokens_logged = now, self.tokens
                 pace = (now - started) / (self.step - first)
-                lr = self.optimisers[0].param_groups[0]["lr"]
+                lr = self.optimise.optimisers[0].param_groups[0]["lr"]
+                loss, sums = self.optimise.of_all_processes(loss, sums)
                 record = log_record(self.step, self.tokens, lr, loss, sums, held_out, served)
-                self.run.log(record)
+                if self.optimise.skipped:
+                    record["skipped"] = self.optimise.skipped
+                if self.processes.main:
+                    self.run.log(record)
                 if on_progress:
                     on_progress(
                         Progress(
@@ -149,62 +166,32 @@ class Trainer:
                             served_share=serving / max(now - started, 1e-9),
                         )
                     )
-            stop = interrupted()
+            stop = self.processes.any(interrupted())
             if stop or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
                 self.save()
                 saved = time.monotonic()
             if stop:
                 return False
         self.save()
-        self._write_head()
+        if self.processes.main:
+            self._write_head()
         return True
 
     def save(self) -> None:
         """Write the state that a later run resumes from."""
+        if not self.processes.main:
+            return
         self.run.save_state(
             {
                 "head": self.head.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimise.optimisers],
                 "step": self.step,
                 "tokens": self.tokens,
+                "skipped": self.optimise.skipped,
                 "held_out": self.last_held_out,
                 "best": self.best.state,
             }
         )
-
-    def _optimise(self, index_B: list[int]) -> tuple[Tensor, StepSums]:
-        recipe = self.recipe
-        batch = collate(
-            self.examples, index_B, self.target.device, packed=recipe.optimisation.packed
-        )
-        feature_BTD = self.features.features(batch)
-        with self.autocast():
-            loss, sums = training_loss(
-                self.head,
-                self.target,
-                batch,
-                feature_BTD,
-                self.vocabulary.layer(self.step),
-                recipe.alignment,
-                recipe.objective,
-                n_steps=alignment_steps(recipe, self.step),
-                noise_BTD=self._noise(batch, feature_BTD),
-            )
-        self.head.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.head.parameters(), recipe.optimisation.clip)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(recipe.optimisation, self.step)
-            optimiser.step()
-        self.step += 1
-        self.tokens += len(batch.root_M)
-        return loss.detach(), sums
-
-    def autocast(self) -> torch.autocast:
-        """The precision of the recipe, as a context."""
-        enabled = self.recipe.precision == "bfloat16"
-        return torch.autocast(self.target.device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def _due(self) -> bool:
@@ -214,25 +201,25 @@ class Trainer:
     def _validate(self) -> ChainAcceptance | None:
         if self.validation is None or not self._due:
             return None
-        measured = self.validation.measure(self.head, self.frequent_N, self.autocast)
+        measured = self.processes.from_main(
+            lambda: self.validation.measure(self.head, self.frequent_N, self.optimise.autocast)
+        )
         self.last_held_out = measured.record
         return measured
 
     def _serve(self) -> Served | None:
         if self.serve is None or not self._due:
             return None
-        head = copy.deepcopy(self.head).to(self.target.dtype).eval().requires_grad_(False)
-        head.draft_vocab_N = self.frequent_N
-        served = self.serve(head)
-        if self.best.offer(self.step, self.tokens, served.tau, served.record):
+        served = self.processes.from_main(self._decode)
+        best = self.best.offer(self.step, self.tokens, served.tau, served.record)
+        if best and self.processes.main:
             self.run.save_best(self.head.state_dict())
         return served
 
-    def _noise(self, batch: Batch, feature_BTD: Tensor) -> Tensor | None:
-        half_width = self.recipe.optimisation.feature_noise
-        if not half_width:
-            return None
-        return feature_noise(batch, feature_BTD, half_width, self.recipe.seed, self.step)
+    def _decode(self) -> Served:
+        head = copy.deepcopy(self.head).to(self.target.dtype).eval().requires_grad_(False)
+        head.draft_vocab_N = self.frequent_N
+        return self.serve(head)
 
     def _frequent(self) -> tuple[Tensor | None, float]:
         n_drafted = self.recipe.vocabulary.drafted
