@@ -288,3 +288,22 @@ def test_packing_keeps_every_example_once_and_lengthens_no_row(lengths):
     # First fit: no two rows could have been one.
     totals = sorted(sum(lengths[i] for i in row) for row in rows)
     assert len(totals) < 2 or totals[0] + totals[1] > max(lengths)
+
+
+def test_the_reference_mask_breaks_the_law(tiny_target):
+    """Why it is off: with it, what is trained is not what decoding does."""
+    head, rng = make_head(tiny_target), np.random.default_rng(1)
+    batch = collate([example_of(conversation(rng, 19, [(4, 19)]), 64)], [0], "cpu")
+    feature_BTD = random_features(batch, tiny_target)
+    found = []
+    for reference_mask in (False, True):
+        chains = Chains(
+            *(head, lambda ids: tiny_target.embed(ids).double(), batch, feature_BTD),
+            reference_mask=reference_mask,
+        )
+        with torch.no_grad():
+            found.append(torch.stack(align(chains, 3))[:, 0])
+    root = int(batch.root_BR[0, 0])
+    decoded = decode_chain(head, tiny_target, batch.token_BT[0], feature_BTD[0], root, 3)
+    torch.testing.assert_close(found[0][:, 0], decoded, rtol=1e-11, atol=1e-10)
+    assert ((found[1][:, 0] - decoded).abs().amax(-1) > 0.01).all()

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hasspec.training.attention import chain_attention, concatenated_attention
+from hasspec.training.attention import (
+    chain_attention,
+    concatenated_attention,
+    diluted_attention,
+)
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
 
@@ -75,3 +79,18 @@ def test_bfloat16_is_as_near_to_float32_as_its_plain_twin():
         error = (ours.float() - exact).norm() / exact.norm()
         twin_error = (twin.float() - exact).norm() / exact.norm()
         assert error < max(1.5 * twin_error, 0.01)
+
+
+@pytest.mark.parametrize("n_own", [0, 2])
+def test_the_reference_mask_gives_hidden_keys_a_weight_and_no_value(n_own):
+    query, key, value, sees, own_keys, own_values = arguments(3, n_own=n_own, groups=3)
+    with torch.no_grad():
+        found = diluted_attention(query, key, value, sees, own_keys, own_values)
+    for b, h, r in torch.cartesian_prod(*map(torch.arange, query.shape[:3])).tolist():
+        seen = sees[b, 0, r]
+        keys = [*key[b, h, seen], *(own[b, h // 3, r] for own in own_keys)]
+        values = [*value[b, h, seen], *(own[b, h // 3, r] for own in own_values)]
+        weights = [(query[b, h, r] @ k / 8**0.5).exp().item() for k in keys]
+        hidden = max(key.shape[2] - len(keys), 0)
+        expected = sum(w * v for w, v in zip(weights, values, strict=True))
+        torch.testing.assert_close(found[b, h, r], expected / (sum(weights) + hidden))

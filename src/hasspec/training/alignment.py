@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hasspec.draft import DraftHead
-from hasspec.training.attention import chain_attention
+from hasspec.training.attention import chain_attention, diluted_attention
 from hasspec.training.batches import Batch
 
 
@@ -78,6 +78,8 @@ class Chains:
         feature_BTD: the target's features of these tokens.
         own_tokens: the tokens that drafted features would choose, ``[B, R, D]`` to ``[B, R]``;
             chains then go on with these, as decoding does. None: with the text's (the paper).
+        reference_mask: attend as the paper's published code does in training, which is not what
+            decoding does; for comparison only.
     """
 
     head: DraftHead
@@ -85,6 +87,7 @@ class Chains:
     batch: Batch
     feature_BTD: Tensor
     own_tokens: Callable[[Tensor], Tensor] | None = None
+    reference_mask: bool = False
 
     def first(self) -> tuple[Rows, Tensor, Tensor]:
         """Rows of step 1, and keys and values of all the target's rows, ``[B, H, T, hd]``."""
@@ -121,7 +124,8 @@ class Chains:
         own_values: Sequence[Tensor],
     ) -> Tensor:
         """The drafted features of these rows, ``[B, R, D]``; own keys up to theirs included."""
-        attended = chain_attention(
+        attention = diluted_attention if self.reference_mask else chain_attention
+        attended = attention(
             rows.query_BHRd, key_BHTd, value_BHTd, self._sees_B1RT, own_keys, own_values
         )
         return self.head.finish(rows.row_BRD, attended)

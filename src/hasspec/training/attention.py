@@ -82,6 +82,43 @@ def concatenated_attention(
     )
 
 
+def diluted_attention(
+    query_BHRd: Tensor,
+    key_BHTd: Tensor,
+    value_BHTd: Tensor,
+    sees_B1RT: Tensor,
+    own_keys: Sequence[Tensor],
+    own_values: Sequence[Tensor],
+) -> Tensor:
+    """Attention as the paper's published code masks it in training; for comparison only.
+
+    There the logits of hidden keys (later ones, padding) are multiplied by 0 and enter the softmax,
+    so each takes the weight e^0 from the keys that are seen; decoding hides them altogether. Of a
+    row of T keys that sees t of them, T - t are hidden; here they are one key with the logit
+    log(T - t) and the value 0.
+    """
+    n_keys = key_BHTd.shape[2]
+    n_seen_B1R = sees_B1RT.sum(-1) + len(own_keys)
+    hidden_B1R1 = (n_keys - n_seen_B1R).clamp(min=0).to(query_BHRd.dtype).log()[..., None]
+    own = torch.eye(query_BHRd.shape[2], dtype=torch.bool, device=query_BHRd.device)
+    own_B1RR = own.expand(len(query_BHRd), 1, *own.shape)
+    sees = torch.cat([sees_B1RT, *[own_B1RR] * len(own_keys)], dim=-1)
+    bias = torch.zeros(sees.shape, dtype=query_BHRd.dtype, device=query_BHRd.device)
+    groups = query_BHRd.shape[1] // own_keys[0].shape[1] if own_keys else 1
+    nothing = key_BHTd.new_zeros(*key_BHTd.shape[:2], 1, key_BHTd.shape[3])
+
+    def beside(of_target: Tensor, own_rows: Sequence[Tensor]) -> Tensor:
+        repeated = [row.repeat_interleave(groups, dim=1) for row in own_rows]
+        return torch.cat([of_target, *repeated, nothing], dim=2).to(query_BHRd.dtype)
+
+    return functional.scaled_dot_product_attention(
+        query_BHRd,
+        beside(key_BHTd, own_keys),
+        beside(value_BHTd, own_values),
+        attn_mask=torch.cat([bias.masked_fill(~sees, -math.inf), hidden_B1R1], dim=-1),
+    )
+
+
 class _JoinedAttention(torch.autograd.Function):
     """Flash attention to the target's rows joined with the own rows (CPU).
 

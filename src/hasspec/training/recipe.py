@@ -24,6 +24,10 @@ class Alignment(_Section):
     tokens: Literal["text", "own"] = Field(
         "text", description="later steps go on with the text's tokens, or with the head's guesses"
     )
+    reference_mask: bool = Field(
+        False,
+        description="hide keys as the paper's code does, which decoding does not; to compare",
+    )
     recompute: bool = Field(
         True,
         description="hold one step's activations at a time; false: faster, memory grows with n",

@@ -92,7 +92,7 @@ def training_loss(
 
     inputs_BTD = feature_BTD if noise_BTD is None else feature_BTD + noise_BTD
     own_tokens = layer.tokens if alignment.tokens == "own" else None
-    chains = Chains(head, target.embed, batch, inputs_BTD, own_tokens)
+    chains = Chains(head, target.embed, batch, inputs_BTD, own_tokens, alignment.reference_mask)
     if alignment.recompute and n_steps > 1:
         return recomputed(chains, n_steps, loss_of)
     return loss_of(align(chains, n_steps, detach=alignment.detach))
