@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from hasspec.cli.ablate import ablate
 from hasspec.cli.bench import bench
 from hasspec.cli.chat import chat
 from hasspec.cli.demo import demo
@@ -58,7 +59,7 @@ def main(
     """Lossless speculative decoding with HASS draft heads: train, run, measure."""
 
 
-for command in (demo, generate, chat, synth, ingest, train, report, bench):
+for command in (demo, generate, chat, synth, ingest, train, report, ablate, bench):
     app.command()(command)
 
 

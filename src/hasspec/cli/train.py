@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +10,9 @@ import typer
 from hasspec.cli.options import Device, TargetName, Threads
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from hasspec.cli.training_setup import TrainingData
     from hasspec.draft import DraftHead
     from hasspec.target import Target
-    from hasspec.training.batches import Example
-    from hasspec.training.features import FeatureSource
-    from hasspec.training.processes import Processes
-    from hasspec.training.progress import Served
     from hasspec.training.recipe import Recipe
 
 
@@ -60,12 +53,11 @@ def train(
     from rich.console import Console
 
     from hasspec.cli.launch import Launch
+    from hasspec.cli.training_setup import feature_source, serving, training_data
     from hasspec.cli.training_view import describe, train_visibly
     from hasspec.draft import load_head
     from hasspec.target import Target
     from hasspec.training import Trainer, load_recipe
-    from hasspec.training.batches import example_of
-    from hasspec.training.validation import set_aside
 
     if threads:
         torch.set_num_threads(threads)
@@ -73,32 +65,21 @@ def train(
     launch = Launch.of(device, tracker or [], out, device_map)
     console = Console(stderr=True, quiet=not launch.processes.main)
     loaded = Target.load(target, dtype=dtype, device=launch.device, device_map=device_map)
-    provenance = {"target": target, "target_fingerprint": loaded.fingerprint()}
-    examples, provenance["data"] = [], []
-    for path in data:
-        conversations, about = _read_store(path, loaded)
-        provenance["data"].append(about)
-        examples += [
-            example_of(c, min(settings.max_length, loaded.max_length)) for c in conversations
-        ]
     start = load_head(init, target=loaded) if init else None
-    if start is not None:
-        provenance["init"] = _described(start)
-    n_held_out = settings.validation.conversations
-    examples, held_out = set_aside(examples, n_held_out, settings.seed)
+    found = training_data(loaded, target, data, settings, start)
     if plan:
-        _show_plan(loaded, examples, settings, cache, start, held_out)
+        _show_plan(loaded, found, settings, cache, start)
         return
     trainer = Trainer(
         loaded,
-        examples,
-        _feature_source(cache, examples, loaded, console, launch.processes),
+        found.examples,
+        feature_source(cache, found.examples, loaded, console, launch.processes),
         settings,
         out,
-        provenance=provenance,
+        provenance=found.provenance,
         init=start,
-        held_out=held_out,
-        serve=_serving(loaded, settings, held_out),
+        held_out=found.held_out,
+        serve=serving(loaded, settings, found.held_out),
         processes=launch.processes,
     )
     describe(trainer, console)
@@ -112,11 +93,10 @@ def train(
 
 def _show_plan(
     target: Target,
-    examples: list[Example],
+    data: TrainingData,
     recipe: Recipe,
     cache: Path | None,
     start: DraftHead | None,
-    held_out: list[Example],
 ) -> None:
     from rich.console import Console
 
@@ -125,93 +105,5 @@ def _show_plan(
     from hasspec.training.plan import plan
 
     store = FeatureCache(cache, target) if cache else None
-    found = plan(target, examples, recipe, cache=store, init=start, held_out=held_out)
+    found = plan(target, data.examples, recipe, cache=store, init=start, held_out=data.held_out)
     Console().print(plan_table(found, decoded_prompts=recipe.validation.prompts))
-
-
-def _described(head: DraftHead) -> dict:
-    """What a head that training starts from was, and a hash of its weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(head.state_dict().items()):
-        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
-    kept = ("name", "recipe", "data", "training")
-    return {
-        "weights": digest.hexdigest()[:16],
-        **{key: head.metadata[key] for key in kept if key in head.metadata},
-    }
-
-
-def _read_store(path: Path, target: Target) -> tuple[list, dict]:
-    from hasspec.data.store import TokenStore
-
-    store = TokenStore.open(path)
-    about = store.metadata
-    wrote = about.target["fingerprint"]
-    if wrote != target.fingerprint():
-        raise ValueError(
-            f"the data in {path} was written by another target (weights {wrote}, this target's are "
-            f"{target.fingerprint()}); a head learns its own target's text: synthesise it again"
-        )
-    return list(store), {
-        "store": path.name,
-        "fingerprint": store.fingerprint(),
-        "conversations": len(store),
-        "answer_tokens": store.n_answer_tokens,
-        "settings": about.settings,
-        "seed": about.seed,
-    }
-
-
-def _feature_source(
-    cache: Path | None,
-    examples: list[Example],
-    target: Target,
-    console: Console,
-    processes: Processes,
-) -> FeatureSource:
-    from rich.progress import Progress, TimeRemainingColumn
-
-    from hasspec.training.feature_cache import CachedFeatures, FeatureCache
-    from hasspec.training.features import ComputedFeatures
-
-    if cache is None:
-        return ComputedFeatures(target)
-
-    def fill() -> None:
-        columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("target features", total=None)
-            FeatureCache(cache, target).add(
-                examples,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
-
-    processes.from_main(fill)
-    return CachedFeatures(FeatureCache(cache, target), examples, target)
-
-
-def _serving(
-    target: Target, recipe: Recipe, held_out: list[Example]
-) -> Callable[[DraftHead], Served] | None:
-    """Decodes the prompts that the recipe's ``validation`` asks for."""
-    from hasspec.decoding import TreeSpec
-    from hasspec.evaluation.served import ServedAcceptance
-
-    validation = recipe.validation
-    if not validation.prompts:
-        return None
-    answered = [example for example in held_out if len(example.root_R)]
-    # The first root is the last token of the first prompt.
-    prompts = [e.token_T[: e.root_R[0] + 1].tolist() for e in answered[: validation.prompts]]
-    trees = [
-        TreeSpec.parse(tree, target.device)
-        for tree in (validation.tree, f"chain:{validation.depth}")
-    ]
-    return ServedAcceptance(
-        target,
-        prompts,
-        list(dict.fromkeys(trees)),
-        validation.temperatures,
-        new_tokens=validation.new_tokens,
-        seed=recipe.seed,
-    ).measure
