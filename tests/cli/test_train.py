@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hasspec.draft import load_head
+from hasspec.evaluation.grid import load_grid
 from hasspec.target import Target
 from hasspec.training import load_recipe
 
@@ -100,7 +101,10 @@ def test_data_of_another_target_is_refused(run, make_store, tiny_target_folder, 
 
 def test_shipped_recipes_are_valid() -> None:
     recipes = Path(__file__).parents[2] / "recipes"
-    found = {path.stem: load_recipe(path) for path in sorted(recipes.glob("*.yaml"))}
+    files = {path.stem: path for path in sorted(recipes.glob("*.yaml"))}
+    grid = load_grid(files.pop("ablation"))
+    assert len(list(grid.runs)) == len(grid.seeds) * len(grid.cells) > 50
+    found = {name: load_recipe(path) for name, path in files.items()}
     hass, eagle = found["hass"], found["eagle"]
     assert (hass.alignment.steps, eagle.alignment.steps, eagle.objective.top_k) == (3, 1, 0)
     assert hass.optimisation == eagle.optimisation

@@ -42,3 +42,16 @@ def test_noise_is_uniform_and_follows_the_conversation():
     batch = collate(examples, [0], "cpu")
     later = feature_noise(batch, torch.zeros(1, 40, 32), 0.2, seed=5, step=8)
     assert not torch.equal(later[0], found[0][0])
+
+
+def test_longer_conversations_get_less_noise_where_a_length_is_given():
+    examples = [
+        example_of(SimpleNamespace(token_ids=list(range(n)), answer_spans=[(2, n)]), 64)
+        for n in (40, 10)
+    ]
+    batch = collate(examples, [0, 1], "cpu")
+    feature_BTD = torch.zeros(*batch.token_BT.shape, 32)
+    plain = feature_noise(batch, feature_BTD, 0.2, seed=5, step=7)
+    scaled = feature_noise(batch, feature_BTD, 0.2, seed=5, step=7, at_length=20)
+    torch.testing.assert_close(scaled[0], plain[0] / 2)
+    torch.testing.assert_close(scaled[1], plain[1] * 2)

@@ -132,7 +132,12 @@ class OptimiserStep:
         noise_BTD = None
         if optimisation.feature_noise:
             noise_BTD = feature_noise(
-                batch, feature_BTD, optimisation.feature_noise, self._recipe.seed, step
+                batch,
+                feature_BTD,
+                optimisation.feature_noise,
+                self._recipe.seed,
+                step,
+                at_length=optimisation.feature_noise_length,
             )
         with self.autocast():
             return self._stepping(

@@ -93,6 +93,9 @@ class Optimisation(_Section):
         5, ge=0, description="steps in a row that may be skipped, loss or gradient not finite"
     )
     feature_noise: float = Field(0.0, ge=0, description="half-width of uniform noise on features")
+    feature_noise_length: int | None = Field(
+        None, ge=1, description="conversations of this length get that noise, longer ones less"
+    )
 
 
 class Vocabulary(_Section):
