@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,29 @@ def test_data_of_another_target_is_refused(run, make_store, tiny_target_folder, 
     assert result.exit_code == 2
     assert "was written by another target" in result.output
     assert not (tmp_path / "head").exists()
+
+
+def test_data_of_another_tokenizer_is_refused(
+    run, make_store, tiny_target_folder, tmp_path
+) -> None:
+    store = make_store(tmp_path / "data", Target.load(str(tiny_target_folder)).fingerprint())
+    about = json.loads((store / "store.json").read_text())
+    (store / "store.json").write_text(json.dumps({**about, "tokenizer_fingerprint": "other"}))
+    result = run("train", tiny_target_folder, "--data", store, "--out", tmp_path / "head")
+    assert result.exit_code == 2
+    assert "made with another tokenizer or chat template (fingerprint other" in result.output
+
+
+def test_a_start_of_another_target_is_refused(
+    run, make_store, tiny_target_folder, tiny_head_folder, tmp_path
+) -> None:
+    store = make_store(tmp_path / "data", Target.load(str(tiny_target_folder)).fingerprint())
+    head = Path(shutil.copytree(tiny_head_folder, tmp_path / "start"))
+    (head / "hasspec.json").write_text('{"target_fingerprint": "other"}')
+    command = ("train", tiny_target_folder, "--data", store, "--out", tmp_path / "head")
+    result = run(*command, "--init", head)
+    assert result.exit_code == 2
+    assert "was trained for another target (weights other" in result.output
 
 
 def test_shipped_recipes_are_valid() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,18 @@ def test_an_error_leaves_what_was_there(tmp_path):
     with pytest.raises(RuntimeError), replacing(file) as partial:
         partial.write_text("new, but")
         raise RuntimeError
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path):
+    file = tmp_path / "a"
+    write_atomically(file, "old")
+    with pytest.raises(ValueError, match="no space is left to write .*a; what was"):  # noqa: SIM117
+        with replacing(file) as partial:
+            partial.symlink_to("/dev/full")
+            partial.write_bytes(b"new" * 10_000)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 

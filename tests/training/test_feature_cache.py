@@ -89,3 +89,16 @@ def test_a_damaged_segment_is_refused(tiny_target, examples, tmp_path):
     next(cache.folder.glob("*.bin")).write_bytes(b"short")
     with pytest.raises(ValueError, match="delete .*json"):
         FeatureCache(tmp_path, tiny_target)
+
+
+def test_a_changed_byte_is_refused(tiny_target, examples, tmp_path):
+    cache = FeatureCache(tmp_path, tiny_target)
+    cache.add(examples)
+    file = next(cache.folder.glob("*.bin"))
+    stored = bytearray(file.read_bytes())
+    stored[len(stored) // 2] ^= 1
+    file.write_bytes(stored)
+    source = CachedFeatures(FeatureCache(tmp_path, tiny_target), examples, tiny_target)
+    with pytest.raises(ValueError, match="is damaged: its features are not those that were"):
+        for index in range(len(examples)):
+            source.features(collate(examples, [index], "cpu"))

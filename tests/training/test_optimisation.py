@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,3 +116,29 @@ def test_too_many_in_a_row_end_training_with_the_batch_saved(tiny_target, exampl
     for index, token_T in zip(index_B, saved["token_ids"], strict=True):
         assert token_T.tolist() == examples[index].token_T.tolist()
     assert all(weight.isfinite().all() for weight in saved["head"].values())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_checkpoint_on_a_full_disk_is_named_and_the_last_one_whole(
+    tiny_target, examples, tmp_path
+):
+    first = trainer(tiny_target, examples, tmp_path)
+    first.train(interrupted=lambda: first.step == 3)
+    second = trainer(tiny_target, examples, tmp_path)
+    partial = tmp_path / "run" / f".state.pt.{os.getpid()}.partial"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"no space is left to write .*state\.pt"):
+        second.train(interrupted=lambda: second.step == 6)
+    assert trainer(tiny_target, examples, tmp_path).step == 3
+
+
+class Hungry:
+    """Features that no machine has room for."""
+
+    def features(self, batch: Batch) -> Tensor:
+        return torch.empty(len(batch.token_BT), 1 << 20, 1 << 24)
+
+
+def test_too_little_memory_names_the_settings(tiny_target, examples, tmp_path):
+    with pytest.raises(ValueError, match=r"raise optimisation\.accumulate \(now 1"):
+        trainer(tiny_target, examples, tmp_path, Hungry()).train()

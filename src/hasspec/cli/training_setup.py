@@ -57,6 +57,13 @@ def training_data(
         provenance["data"].append(about)
         examples += [example_of(conversation, longest) for conversation in conversations]
     if start is not None:
+        trained_for = start.metadata.get("target_fingerprint")
+        if trained_for not in (None, target.fingerprint()):
+            raise ValueError(
+                f"the head to start from was trained for another target (weights {trained_for}, "
+                f"this target's are {target.fingerprint()}); give a head of this target, or leave "
+                "--init out"
+            )
         provenance["init"] = _described(start)
     return TrainingData(
         *set_aside(examples, recipe.validation.conversations, recipe.seed), provenance
@@ -76,7 +83,7 @@ def _described(head: DraftHead) -> dict:
 
 
 def _read_store(path: Path, target: Target) -> tuple[list, dict]:
-    from hasspec.data.store import TokenStore
+    from hasspec.data.store import TokenStore, tokenizer_fingerprint
 
     store = TokenStore.open(path)
     about = store.metadata
@@ -85,6 +92,13 @@ def _read_store(path: Path, target: Target) -> tuple[list, dict]:
         raise ValueError(
             f"the data in {path} was written by another target (weights {wrote}, this target's are "
             f"{target.fingerprint()}); a head learns its own target's text: synthesise it again"
+        )
+    ours = tokenizer_fingerprint(target.tokenizer) if target.tokenizer else ""
+    if ours and about.tokenizer_fingerprint not in ("", ours):
+        raise ValueError(
+            f"the data in {path} was made with another tokenizer or chat template (fingerprint "
+            f"{about.tokenizer_fingerprint}, this target's is {ours}): its token ids would be read "
+            "as other text. Use the target folder that it was made with, or synthesise it again"
         )
     return list(store), {
         "store": path.name,

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor
 from transformers import LlamaConfig
 
 from hasspec.draft.config import DraftConfig, rope_of
 from hasspec.draft.head import DraftHead
-from hasspec.files import replacing, write_atomically
+from hasspec.files import write_atomically
 from hasspec.target import Target
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -39,8 +40,7 @@ def save_head(head: DraftHead, path: str | Path, *, dtype: torch.dtype = torch.b
         name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in head.state_dict().items()
     }
-    with replacing(folder / "model.safetensors") as partial:
-        save_file(weights, partial, metadata={"format": "pt"})
+    write_atomically(folder / "model.safetensors", serialised(weights, metadata={"format": "pt"}))
     _write_json(folder / "config.json", _config_json(head.config, dtype))
     _write_json(folder / "hasspec.json", head.metadata)
     if head.draft_vocab_N is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the block ends well.
 
     After an error, or a kill, what was at ``path`` is still there.
+
+    Raises:
+        ValueError: the disk, or the user's share of it, is full.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -21,6 +25,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"no space is left to write {path}; what was there before is whole. Free some and "
+                "repeat the command"
+            ) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

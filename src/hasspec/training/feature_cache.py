@@ -1,9 +1,10 @@
 """A disk cache of target features that grows with the data.
 
 Worth its disk where the target's forward dominates a training step. A folder a target holds
-*segments*: ``NAME.bin`` (bfloat16, row-major ``[tokens, D]``) and ``NAME.json`` (which sequences
-lie where). A segment appears whole or not at all and never changes, so an interrupted build goes
-on where it stopped, data that has grown costs only what is new, and two runs may share a folder.
+*segments*: ``NAME.bin`` (bfloat16, row-major ``[tokens, D]``) and ``NAME.json`` (the sequences in
+their order, a length and a checksum each). A segment appears whole or not at all and never changes,
+so an interrupted build goes on where it stopped, data that has grown costs only what is new, and
+two runs may share a folder.
 """
 
 from __future__ import annotations
@@ -11,20 +12,45 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hasspec.files import replacing, write_atomically
+from hasspec.files import write_atomically
 from hasspec.target import Target
 from hasspec.training.batches import Batch, Example, collate
 from hasspec.training.features import ComputedFeatures
 
 _TOKENS_A_FORWARD = 4096
 _TOKENS_A_SEGMENT = 1 << 17
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Features of one sequence on disk: raw bfloat16 (uint16 ``[T, D]``) and their checksum."""
+
+    mapped_TD: np.ndarray
+    checksum: int
+    file: Path
+
+    def read(self) -> Tensor:
+        """``[T, D]`` bfloat16.
+
+        Raises:
+            ValueError: the file has changed since it was written.
+        """
+        stored_TD = np.array(self.mapped_TD)
+        if zlib.crc32(stored_TD) != self.checksum:
+            raise ValueError(
+                f"the feature cache {self.file} is damaged: its features are not those that were "
+                f"written; delete {self.file.with_suffix('.json')} and they are computed again"
+            )
+        return torch.from_numpy(stored_TD).view(torch.bfloat16)
 
 
 class FeatureCache:
@@ -42,7 +68,7 @@ class FeatureCache:
         self._target = target
         about = f"{target.fingerprint()} {target.dtype}".encode()
         self.folder = folder / hashlib.sha256(about).hexdigest()[:16]
-        self._place: dict[str, tuple[np.memmap, int]] = {}
+        self._place: dict[str, StoredRows] = {}
         self._known: set[str] = set()
         self._refresh()
 
@@ -76,10 +102,9 @@ class FeatureCache:
             self._write(rows)
         self._refresh()
 
-    def rows(self, example: Example) -> np.ndarray:
-        """Features of a stored sequence as raw bfloat16 (uint16 ``[T, D]``), not yet read."""
-        segment, start = self._place[_digest(example)]
-        return segment[start : start + len(example.token_T)]
+    def rows(self, example: Example) -> StoredRows:
+        """Features of a stored sequence, not yet read."""
+        return self._place[_digest(example)]
 
     def _compute(self, group: Sequence[Example]) -> dict[str, Tensor]:
         batch = collate(group, range(len(group)), self._target.device)
@@ -92,18 +117,26 @@ class FeatureCache:
     def _write(self, rows: dict[str, Tensor]) -> None:
         name = uuid.uuid4().hex[:12]
         stored = torch.cat(list(rows.values())).contiguous().view(torch.uint16).numpy()
-        with replacing(self.folder / f"{name}.bin") as partial:
-            stored.tofile(partial)
-        lengths = {digest: len(feature_TD) for digest, feature_TD in rows.items()}
+        write_atomically(self.folder / f"{name}.bin", stored.tobytes())
+        sequences, start = {}, 0
+        for digest, feature_TD in rows.items():
+            length = len(feature_TD)
+            sequences[digest] = [length, zlib.crc32(stored[start : start + length])]
+            start += length
         # The index comes last: without it the features beside it are not there.
-        write_atomically(self.folder / f"{name}.json", json.dumps({"lengths": lengths}))
+        write_atomically(self.folder / f"{name}.json", json.dumps({"sequences": sequences}))
 
     def _refresh(self) -> None:
         for index in sorted(self.folder.glob("*.json")):
             if index.name in self._known:
                 continue
-            lengths = json.loads(index.read_text(encoding="utf-8"))["lengths"]
-            shape = (sum(lengths.values()), self._target.hidden_size)
+            sequences = json.loads(index.read_text(encoding="utf-8")).get("sequences")
+            if sequences is None:
+                raise ValueError(
+                    f"the feature cache {index} has no checksums, as versions before 0.1 wrote it; "
+                    f"delete {self.folder} and it is computed again"
+                )
+            shape = (sum(length for length, _ in sequences.values()), self._target.hidden_size)
             file = index.with_suffix(".bin")
             n_bytes = file.stat().st_size if file.is_file() else 0
             if n_bytes != shape[0] * shape[1] * 2:
@@ -113,8 +146,8 @@ class FeatureCache:
                 )
             segment = np.memmap(file, dtype=np.uint16, mode="r", shape=shape)
             start = 0
-            for digest, length in lengths.items():
-                self._place[digest] = (segment, start)
+            for digest, (length, checksum) in sequences.items():
+                self._place[digest] = StoredRows(segment[start : start + length], checksum, file)
                 start += length
             self._known.add(index.name)
 
@@ -132,7 +165,7 @@ class CachedFeatures:
         n_batch, longest = batch.token_BT.shape
         feature_BTD = torch.zeros(n_batch, longest, self._width, dtype=torch.bfloat16)
         for place in batch.places:
-            stored = torch.from_numpy(self._rows[place.index].copy()).view(torch.bfloat16)
+            stored = self._rows[place.index].read()
             feature_BTD[place.row, place.start : place.start + place.length] = stored
         return feature_BTD.to(self._device, self._dtype)
 

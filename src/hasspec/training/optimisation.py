@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from hasspec.draft import DraftHead
-from hasspec.files import replacing
 from hasspec.target import Target
 from hasspec.training.batches import Example, collate
 from hasspec.training.features import FeatureSource
@@ -18,6 +16,7 @@ from hasspec.training.noise import feature_noise
 from hasspec.training.optimiser import optimisers_of
 from hasspec.training.processes import Processes
 from hasspec.training.recipe import Recipe
+from hasspec.training.run_folder import RunFolder
 from hasspec.training.schedule import alignment_steps, learning_rate
 from hasspec.training.step import Sums, TrainingStep, counted
 from hasspec.training.vocabulary import TrainingVocabulary
@@ -37,7 +36,7 @@ class OptimiserStep:
         vocabulary: the output layer of each step.
         recipe: every knob.
         processes: those that share each batch.
-        spilled: file that a batch with a loss that is not finite is saved to.
+        run: where a batch goes whose loss is not finite.
 
     Attributes:
         optimisers: their state belongs into a checkpoint.
@@ -56,14 +55,14 @@ class OptimiserStep:
         vocabulary: TrainingVocabulary,
         recipe: Recipe,
         processes: Processes,
-        spilled: Path,
+        run: RunFolder,
     ):
         self.optimisers = optimisers_of(head, recipe.optimisation)
         self.skipped = 0
         self._skipped_in_a_row = 0
         self._head, self._target, self._examples = head, target, examples
         self._features, self._vocabulary, self._recipe = features, vocabulary, recipe
-        self._processes, self._spilled = processes, spilled
+        self._processes, self._run = processes, run
         self._stepping = processes.replicate(
             TrainingStep(head, target, recipe.alignment, recipe.objective)
         )
@@ -91,7 +90,8 @@ class OptimiserStep:
         found = []
         for part in parts:
             whole = part is parts[-1]
-            with nullcontext() if whole else self._processes.apart(self._stepping):
+            apart = nullcontext() if whole else self._processes.apart(self._stepping)
+            with apart, self._memory_named():
                 loss, sums = self._forward(part, step, n_steps, of_all)
                 # The losses of parts add up, where processes average their gradients.
                 (loss * self._processes.count).backward()
@@ -109,6 +109,25 @@ class OptimiserStep:
         """The precision of the recipe, as a context."""
         enabled = self._recipe.precision == "bfloat16"
         return torch.autocast(self._target.device.type, torch.bfloat16, enabled=enabled)
+
+    @contextmanager
+    def _memory_named(self) -> Iterator[None]:
+        """Says which settings take less memory where there was too little."""
+        try:
+            yield
+        except RuntimeError as error:
+            # On the CPU it is a plain RuntimeError of the allocator.
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+                raise
+            alignment, optimisation = self._recipe.alignment, self._recipe.optimisation
+            raise ValueError(
+                "memory ran out in an optimiser step. In this order: raise optimisation.accumulate "
+                f"(now {optimisation.accumulate}; the result stays the same), set "
+                f"alignment.recompute (now {str(alignment.recompute).lower()}) to true, reduce "
+                f"vocabulary.drafted (now {self._recipe.vocabulary.drafted or 'all'}) or "
+                f"max_length (now {self._recipe.max_length}). `hasspec train --plan` says what a "
+                f"run takes. The last checkpoint is whole. ({str(error).splitlines()[0]})"
+            ) from error
 
     def _parts(self, index_B: list[int]) -> list[list[int]]:
         """The examples of each forward of this process."""
@@ -167,25 +186,14 @@ class OptimiserStep:
         limit = self._recipe.optimisation.skip_limit
         if self._skipped_in_a_row <= limit:
             return
-        if self._processes.main:
-            self._spill(index_B, step)
+        tokens = [torch.from_numpy(self._examples[index].token_T) for index in index_B]
+        about = {"step": step, "examples": index_B, "token_ids": tokens}
+        file = self._processes.from_main(
+            lambda: self._run.save_not_finite({**about, "head": self._head.state_dict()})
+        )
         raise ValueError(
             f"loss or gradient were not finite at {self._skipped_in_a_row} optimiser steps in a "
-            f"row, the last being step {step}; its conversations and the head are in "
-            f"{self._spilled}. Lower optimisation.lr or optimisation.clip, train in float32, or "
-            "look for damaged features; the last checkpoint is from before, the same command goes "
-            "on from it"
+            f"row, the last being step {step}; its conversations and the head are in {file}. Lower "
+            "optimisation.lr or optimisation.clip, train in float32, or look for damaged features; "
+            "the last checkpoint is from before, the same command goes on from it"
         )
-
-    def _spill(self, index_B: list[int], step: int) -> None:
-        tokens = [torch.from_numpy(self._examples[index].token_T) for index in index_B]
-        with replacing(self._spilled) as partial:
-            torch.save(
-                {
-                    "step": step,
-                    "examples": index_B,
-                    "token_ids": tokens,
-                    "head": self._head.state_dict(),
-                },
-                partial,
-            )

@@ -67,13 +67,17 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the resumable state; a kill leaves the previous one whole."""
-        with replacing(self.folder / "state.pt") as partial:
-            torch.save(state, partial)
+        self._save(self.folder / "state.pt", state)
 
     def save_best(self, weights: dict[str, Any]) -> None:
         """Keep the weights of the best head so far."""
-        with replacing(self.folder / "best.pt") as partial:
-            torch.save(weights, partial)
+        self._save(self.folder / "best.pt", weights)
+
+    def save_not_finite(self, about: dict[str, Any]) -> Path:
+        """Keep what a loss that is not finite came from."""
+        file = self.folder / "not-finite.pt"
+        self._save(file, about)
+        return file
 
     def load_best(self) -> dict[str, Any]:
         """The weights of the best head."""
@@ -83,6 +87,11 @@ class RunFolder:
         """The state that an interrupted run saved; None for a fresh one."""
         file = self.folder / "state.pt"
         return self._load(file) if file.is_file() else None
+
+    def _save(self, file: Path, content: dict[str, Any]) -> None:
+        # Given a path, torch.save hides what the operating system says of a full disk.
+        with replacing(file) as partial, partial.open("wb") as opened:
+            torch.save(content, opened)
 
     def _load(self, file: Path) -> dict[str, Any]:
         try:

@@ -75,7 +75,7 @@ class Trainer:
             TrainingVocabulary(target, self.frequent_N, recipe.vocabulary.sampled, recipe.seed),
             recipe,
             self.processes,
-            self.run.folder / "not-finite.pt",
+            self.run,
         )
         self.step, self.tokens = 0, 0
         self.last_held_out: dict[str, Any] | None = None
