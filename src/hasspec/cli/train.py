@@ -68,7 +68,8 @@ def train(
     start = load_head(init, target=loaded) if init else None
     found = training_data(loaded, target, data, settings, start)
     if plan:
-        _show_plan(loaded, found, settings, cache, start)
+        if launch.processes.main:
+            _show_plan(loaded, found, settings, cache, start)
         return
     trainer = Trainer(
         loaded,
